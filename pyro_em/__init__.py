@@ -1,0 +1,24 @@
+"""Fit a Pyro model with latent variables by EM or by SVI, with one call and one result."""
+
+from pyro_em.em import EM, GradientMStep
+from pyro_em.errors import DecreaseError, ModelError, StartError
+from pyro_em.fit import fit
+from pyro_em.result import FitResult
+from pyro_em.status import Status
+from pyro_em.strategy import StepInfo, Strategy
+from pyro_em.svi import SVI
+
+__all__ = [
+    "EM",
+    "SVI",
+    "DecreaseError",
+    "FitResult",
+    "GradientMStep",
+    "ModelError",
+    "StartError",
+    "Status",
+    "StepInfo",
+    "Strategy",
+    "fit",
+]
+__version__ = "0.1.0"

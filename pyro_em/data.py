@@ -1,0 +1,155 @@
+"""Minibatches: from a ``DataLoader``, or cut from tensors that share their first dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
+
+__all__ = ["Batch", "Batches", "find_loader", "open_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments for one run of the model, and how many data they hold."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    size: int
+
+    def one_row_more(self) -> Batch:
+        """The same batch with its first row repeated at the end."""
+        rows = torch.arange(self.size + 1) % self.size
+        args = tuple(_take(a, rows, self.size) for a in self.args)
+        return Batch(args, {k: _take(v, rows, self.size) for k, v in self.kwargs.items()}, self.size + 1)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The data of a fit in pieces.
+
+    Attributes:
+        args, kwargs: the caller's arguments; a loader among them is replaced by each batch's content.
+        total: number of data N.
+        batch_size: rows a batch holds at most.
+        loader: position of the ``DataLoader`` in ``args``, or ``None``.
+        sliced: which arguments are cut, where there is no loader: positions and keywords.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    total: int
+    batch_size: int
+    loader: int | None
+    sliced: frozenset[int | str] = frozenset()
+
+    def epoch(self) -> Iterator[Batch]:
+        """The data once, in random order (a loader: in its own order)."""
+        if self.loader is None:
+            yield from self._slices(torch.randperm(self.total))
+            return
+        loader = self.args[self.loader]
+        if _is_plain(loader):  # index whole tensors instead of collating row by row
+            for rows in loader.batch_sampler:
+                index = torch.as_tensor(rows)
+                yield self._spliced(tuple(t[index] for t in loader.dataset.tensors))
+            return
+        for content in loader:
+            yield self._spliced(content)
+
+    def in_order(self) -> Iterator[Batch]:
+        """The data once, every row, in the order of the data set."""
+        if self.loader is None:
+            yield from self._slices(torch.arange(self.total))
+            return
+        loader = self.args[self.loader]
+        collate = loader.collate_fn
+        for content in DataLoader(loader.dataset, batch_size=self.batch_size, collate_fn=collate):
+            yield self._spliced(content)
+
+    def whole(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All data as one call's arguments."""
+        if self.loader is None:
+            return self.args, self.kwargs
+        parts = list(self.in_order())
+        args = tuple(_concatenated([p.args[i] for p in parts]) for i in range(len(parts[0].args)))
+        kwargs = {k: _concatenated([p.kwargs[k] for p in parts]) for k in parts[0].kwargs}
+        return args, kwargs
+
+    def _slices(self, order: Tensor) -> Iterator[Batch]:
+        for rows in order.split(self.batch_size):
+            args = tuple(a[rows] if i in self.sliced else a for i, a in enumerate(self.args))
+            kwargs = {k: v[rows] if k in self.sliced else v for k, v in self.kwargs.items()}
+            yield Batch(args, kwargs, len(rows))
+
+    def _spliced(self, content: Any) -> Batch:
+        assert self.loader is not None
+        before, after = self.args[: self.loader], self.args[self.loader + 1 :]
+        if isinstance(content, dict):
+            return Batch((*before, *after), {**self.kwargs, **content}, _length(content.values()))
+        parts = tuple(content) if isinstance(content, tuple | list) else (content,)
+        return Batch((*before, *parts, *after), self.kwargs, _length(parts))
+
+
+def find_loader(args: tuple[Any, ...]) -> int | None:
+    """Position of the ``DataLoader`` among the arguments.
+
+    Raises:
+        ValueError: there are several.
+    """
+    found = [i for i, a in enumerate(args) if isinstance(a, DataLoader)]
+    if len(found) > 1:
+        raise ValueError(f"One positional argument may be a DataLoader; got {len(found)}. Zip the data sets into one.")
+    return found[0] if found else None
+
+
+def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int | None) -> Batches | None:
+    """The data in pieces, or ``None`` where the model is to see all of it at once.
+
+    Raises:
+        ValueError: ``batch_size`` beside a loader, or without a tensor to cut.
+    """
+    at = find_loader(args)
+    if at is not None:
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size= and a DataLoader both set the batch; give batch_size to the DataLoader alone."
+            )
+        loader = args[at]
+        return Batches(args, kwargs, len(loader.dataset), loader.batch_size or len(loader.dataset), at)
+    if batch_size is None:
+        return None
+    rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
+    if not rows:
+        raise ValueError("batch_size= cuts tensors along their first dimension; the model's arguments hold no tensor.")
+    named = [*enumerate(args), *kwargs.items()]
+    sliced = frozenset(k for k, a in named if isinstance(a, Tensor) and a.dim() and len(a) == rows)
+    return Batches(args, kwargs, rows, min(batch_size, rows), None, sliced)
+
+
+def _is_plain(loader: DataLoader[Any]) -> bool:
+    return (
+        type(loader.dataset) is TensorDataset
+        and loader.collate_fn is default_collate
+        and type(loader.batch_sampler) is BatchSampler
+        and loader.num_workers == 0
+        and not loader.pin_memory
+    )
+
+
+def _take(value: Any, rows: Tensor, size: int) -> Any:
+    return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+
+
+def _length(parts: Any) -> int:
+    return next((len(p) for p in parts if isinstance(p, Tensor) and p.dim()), 0)
+
+
+def _concatenated(parts: list[Any]) -> Any:
+    first = parts[0]
+    constant = not isinstance(first, Tensor) or not first.dim() or all(p is first for p in parts)
+    return first if constant else torch.cat(parts)

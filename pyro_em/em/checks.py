@@ -1,0 +1,96 @@
+"""From a user's model to something EM can iterate on, or a refusal that names the site and the way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+
+from pyro_em.em.inference import ExactInference
+from pyro_em.errors import ModelError
+from pyro_em.graph import Intervention, Program, Survey, survey
+from pyro_em.graph.trace import Site
+from pyro_em.problem import Problem
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked model: what runs it, what fixes its subsamples, and whether those leave data out."""
+
+    inference: ExactInference
+    intervention: Intervention
+    stochastic: bool
+
+
+def prepare(problem: Problem) -> Prepared:
+    """Run the model plainly, refuse what cannot be summed out, find its parameters and check one enumerated run.
+
+    Raises:
+        ModelError: a latent that EM cannot treat, or a model with nothing to do.
+        StartError: initial values on the boundary, or ``init`` that does not fit.
+    """
+    intervention = Intervention()
+    seen = survey(problem.model, problem.args, problem.kwargs, intervention)
+    for name in seen.others:
+        _check_global(name, seen)
+        site = seen.site(name)
+        problem.space.add_latent(name, _initial_value(site), site["fn"].support)
+    problem.space.track()
+    if not seen.enumerated and not problem.space.leaves():
+        raise ModelError(
+            "The model has no latent to sum out and no parameter to maximise over. Declare parameters with pyro.param, or "
+            "latents with pyro.sample without obs=."
+        )
+    problem.start()
+    problem.space.check_start()
+    inference = ExactInference(_program(problem, seen), problem.space)
+    _verify(problem, inference, intervention)
+    return Prepared(inference, intervention, bool(seen.subsampled))
+
+
+def _program(problem: Problem, seen: Survey) -> Program:
+    return Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
+
+
+def _verify(problem: Problem, inference: ExactInference, intervention: Intervention) -> None:
+    with torch.no_grad():
+        graph = inference.graph(problem.args, problem.kwargs, intervention)
+        intervention.given = problem.space.latents()
+        again = survey(problem.model, problem.args, problem.kwargs, intervention)
+        inference.program.verify(graph, again)
+
+
+def _check_global(name: str, seen: Survey) -> None:
+    site = seen.site(name)
+    kind = type(_innermost(site["fn"])).__name__
+    if getattr(site["fn"].support, "is_discrete", False):
+        raise ModelError(
+            f"EM sums out latents with finite support, one at a time. Site {name!r} is a discrete latent ({kind}"
+            f"{_event(site)}) whose support Pyro cannot enumerate. If it is a vector, move its elements into a pyro.plate "
+            "instead of .to_event(); if it is unbounded, truncate it to a Categorical; or use strategy=SVI(guide)."
+        )
+    plate = seen.data_plate_of(name)
+    if plate is not None:
+        raise ModelError(
+            f"EM sums out latents with finite support. Site {name!r} is {kind}. Give it a guide with strategy=SVI(guide), or "
+            f"point-estimate it by moving it out of plate {plate!r}."
+        )
+
+
+def _innermost(fn: object) -> object:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _event(site: Site) -> str:
+    return f" with event shape {tuple(site['fn'].event_shape)}" if site["fn"].event_dim else ""
+
+
+def _initial_value(site: Site) -> Tensor:
+    """The prior median, as Pyro's autoguides start; a prior draw for vectors, since equal components would never part."""
+    return site["value"] if site["fn"].event_dim else init_to_median(site)

@@ -1,0 +1,45 @@
+"""What EM knows of the latents: exact posteriors of the finite ones, point estimates of the global ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_em.graph import FactorGraph, Intervention, Program
+from pyro_em.params import ParamSpace
+from pyro_em.posterior import ExactPosterior
+from pyro_em.predict import emit
+
+__all__ = ["ExactInference"]
+
+
+@dataclass(frozen=True)
+class ExactInference:
+    """Sums out every finite latent of ``program``, at the parameters in ``space``."""
+
+    program: Program
+    space: ParamSpace
+
+    def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
+        """The factor graph at the parameters in place."""
+        intervention.given = self.space.latents()
+        return self.program.graph(args, kwargs, intervention)
+
+    def latents(self) -> dict[str, Tensor]:
+        """Values of the point-estimated latents."""
+        return {name: value.detach() for name, value in self.space.latents().items()}
+
+    def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
+        """The exact posterior given the model's arguments."""
+        with torch.no_grad():
+            return ExactPosterior(self.graph(args, kwargs, Intervention()), self.latents())
+
+    def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run as a guide: joint draws from the exact posterior."""
+        with poutine.block():
+            posterior = self.posterior(args, kwargs)
+        emit(posterior)

@@ -1,0 +1,98 @@
+"""The gradient M-step: raise Q with the posterior held fixed, by any optimiser.
+
+Q(theta) = E_q[log p(x, z; theta)] is traced afresh at every evaluation, so whatever the model computes is differentiated.
+At the parameters of the E-step its gradient equals that of the log evidence (Fisher's identity).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_em.em.stopping import rounding
+from pyro_em.optim import Optimizer, OptimizerSpec
+
+__all__ = ["Ascent", "GradientMStep"]
+
+LBFGS = functools.partial(
+    torch.optim.LBFGS, max_iter=50, history_size=20, tolerance_grad=1e-8, tolerance_change=1e-11,
+    line_search_fn="strong_wolfe",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GradientMStep:
+    """Raise Q by ``num_steps`` updates of an optimiser; an update sequence that lowers Q is undone.
+
+    Args:
+        optim: a ``pyro.optim`` object, or a callable that makes a torch optimiser from parameters, such as
+            ``partial(torch.optim.Adam, lr=1e-2)``. Default: L-BFGS with a strong-Wolfe line search, run to its maximum
+            or 50 iterations.
+        num_steps: optimiser updates per M-step.
+
+    Raises:
+        ValueError: ``num_steps`` is not positive.
+    """
+
+    optim: OptimizerSpec = LBFGS
+    num_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
+
+
+@dataclass
+class Ascent:
+    """The running M-step of one fit: its optimiser, and how often in a row it failed.
+
+    L-BFGS starts anew each time, since its curvature pairs belong to the previous Q; other optimisers carry their
+    moments along. A rejected update halves the learning rate, so that a direction of ascent is found out in the end.
+    """
+
+    spec: GradientMStep
+    leaves: dict[str, Tensor]
+    dtype: torch.dtype
+    rejections: int = 0
+    _shrink: float = 1.0
+    _optimizer: Optimizer | None = field(default=None, repr=False)
+
+    def maximise(self, q: Callable[[], Tensor], start: float) -> bool:
+        """Raise ``q`` in place from its present value ``start``; whether the update was accepted."""
+        before = [leaf.detach().clone() for leaf in self.leaves.values()]
+        optimizer = self._ready()
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = -q()
+                loss.backward()
+            return loss.detach()
+
+        for _ in range(self.spec.num_steps):
+            optimizer.step(closure)
+        optimizer.zero_grad()
+        with torch.no_grad():
+            after = float(q())
+        if after >= start - rounding(start, self.dtype) and self._finite():
+            self.rejections = 0
+            return True
+        for leaf, value in zip(self.leaves.values(), before, strict=True):
+            leaf.data.copy_(value)
+        self.rejections += 1
+        self._shrink *= 0.5
+        optimizer.scale_learning_rate(0.5)
+        return False
+
+    def _ready(self) -> Optimizer:
+        if self._optimizer is None or isinstance(self._optimizer.torch, torch.optim.LBFGS):
+            self._optimizer = Optimizer(self.spec.optim, self.leaves)
+            self._optimizer.scale_learning_rate(self._shrink)
+        return self._optimizer
+
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(leaf).all()) for leaf in self.leaves.values())

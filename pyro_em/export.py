@@ -1,0 +1,131 @@
+"""A fit as an ArviZ object, for either generation of ArviZ (``InferenceData`` up to 0.2x, a ``DataTree`` from 1.0)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_em.graph import Intervention, survey
+from pyro_em.graph.build import plates_of
+from pyro_em.posterior import ExactPosterior
+from pyro_em.predict import is_constant
+from pyro_em.strategy import Inference
+
+__all__ = ["to_arviz"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def to_arviz(
+    model: Callable[..., Any],
+    inference: Inference,
+    data: Arguments,
+    params: Mapping[str, Tensor],
+    history: pd.DataFrame,
+    num_samples: int,
+) -> Any:
+    """Posterior draws and what ArviZ needs beside them.
+
+    Parameters are point estimates, so they are repeated over the draws; latents are drawn from their posterior given them.
+
+    Args:
+        model: the fitted model.
+        inference: its posterior; the fitted parameters must be in place.
+        data: the model's arguments.
+        params: fitted parameters by name.
+        history: the fit's history.
+        num_samples: number of draws, all in one chain.
+
+    Returns:
+        Groups ``posterior``; ``log_likelihood`` (per datum, latents summed out, so that its sum is the log evidence; only
+        where that is exact and a sum over data); ``observed_data``; ``sample_stats`` (the objective by step). Dimensions
+        are named after plates.
+    """
+    posterior = inference.posterior(*data)
+    draws = posterior.sample(num_samples)
+    seen = survey(model, *data, Intervention(given={n: v[0] for n, v in draws.items()})).trace
+    latents = {n: (v, _dims(n, seen)) for n, v in draws.items()}
+    repeated = {n: (v.expand(num_samples, *v.shape), None) for n, v in params.items() if n not in draws}
+    groups = {
+        "posterior": _dataset({**repeated, **latents}, lead=("chain", "draw")),
+        "observed_data": _dataset({n: (v, _dims(n, seen)) for n, v in _observed(seen).items()}, lead=()),
+        "sample_stats": _sample_stats(history),
+    }
+    pointwise = _log_likelihoods(posterior, seen)
+    if pointwise:
+        groups["log_likelihood"] = _dataset(
+            {n: (v.expand(num_samples, *v.shape), d) for n, (v, d) in pointwise.items()}, lead=("chain", "draw")
+        )
+    return _tree({name: dataset.assign_attrs(inference_library="pyro_em") for name, dataset in groups.items()})
+
+
+def _tree(groups: Mapping[str, xr.Dataset]) -> Any:
+    if hasattr(az, "InferenceData"):
+        return az.InferenceData(**groups)
+    return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+
+
+Dims = dict[int, str]
+
+
+def _dims(name: str, seen: Any) -> tuple[Dims, int]:
+    """Plate names of a site by negative batch dimension, and its number of event dimensions."""
+    site = seen.nodes[name]
+    return {d: p.name for d, p in plates_of(site, site["fn"].batch_shape).items()}, site["fn"].event_dim
+
+
+def _dataset(variables: Mapping[str, tuple[Tensor, tuple[Dims, int] | None]], lead: tuple[str, ...]) -> xr.Dataset:
+    return xr.Dataset({name: _array(name, value, dims, lead) for name, (value, dims) in variables.items()})
+
+
+def _array(name: str, value: Tensor, dims: tuple[Dims, int] | None, lead: tuple[str, ...]) -> xr.DataArray:
+    """Axes that no plate declares and that have one entry are dropped; the others get a name of their own."""
+    array = value.detach().cpu().numpy()
+    array = array[None] if lead else array
+    plates, event = dims if dims is not None else ({}, array.ndim)
+    names, keep = list(lead), [slice(None)] * len(lead)
+    for position in range(len(lead), array.ndim):
+        dim = position - (array.ndim - event)
+        if dim < 0 and dim not in plates and array.shape[position] == 1:
+            keep.append(0)
+            continue
+        keep.append(slice(None))
+        names.append(plates[dim] if dim < 0 and dim in plates else f"{name}_dim_{position - len(lead)}")
+    return xr.DataArray(array[tuple(keep)], dims=names, coords=_coords(array[tuple(keep)].shape, names))
+
+
+def _coords(shape: tuple[int, ...], names: list[str]) -> dict[str, np.ndarray]:
+    return {name: np.arange(size) for name, size in zip(names, shape, strict=True)}
+
+
+def _observed(seen: Any) -> dict[str, Tensor]:
+    sites = {n: s for n, s in seen.nodes.items() if s["type"] == "sample" and s["is_observed"] and not is_constant(s)}
+    return {n: torch.as_tensor(s["value"]) for n, s in sites.items()}
+
+
+def _log_likelihoods(posterior: Any, seen: Any) -> dict[str, tuple[Tensor, tuple[Dims, int]]]:
+    """Per plate, named after its observed site where there is one only, as ArviZ expects."""
+    if not isinstance(posterior, ExactPosterior):
+        return {}
+    try:
+        found = posterior.log_likelihoods
+    except ValueError:  # a latent shared by all data: log p(x) is no sum over them
+        return {}
+    named = {}
+    for plate, value in found.items():
+        sites = [n for n in _observed(seen) if plate in _dims(n, seen)[0].values() or not plate]
+        name = sites[0] if len(sites) == 1 else plate or "log_likelihood"
+        named[name] = (value, ({-1: plate or f"{name}_dim_0"}, 0))
+    return named
+
+
+def _sample_stats(history: pd.DataFrame) -> xr.Dataset:
+    objective = history["objective"].to_numpy()[None]
+    return xr.Dataset({"objective": (("chain", "step"), objective)}, coords={"chain": [0], "step": history["step"]})

@@ -1,0 +1,114 @@
+"""One call and one loop, whatever the strategy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_em.params import ParamSpace
+from pyro_em.problem import Problem
+from pyro_em.result import FitResult
+from pyro_em.rng import isolated_rng
+from pyro_em.status import Status
+from pyro_em.strategy import StepInfo, Strategy
+
+__all__ = ["fit"]
+
+Callback = Callable[[StepInfo], Any]
+
+
+def fit(
+    model: Callable[..., Any],
+    *args: Any,
+    strategy: Strategy,
+    seed: int | None = None,
+    init: Mapping[str, Tensor] | FitResult | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool | None = None,
+    **kwargs: Any,
+) -> FitResult:
+    """Fit a Pyro model by the strategy given and leave no trace of it in Pyro, torch or the model.
+
+    Both strategies climb L(theta, q) = log p(x; theta) - KL(q || p(z | x; theta)), in total nats.
+
+    Args:
+        model: any Pyro model, unchanged: no ``config_enumerate``, no ``max_plate_nesting``.
+        *args, **kwargs: handed to the model as they are. One positional argument may be a
+            ``torch.utils.data.DataLoader`` whose batches are unpacked into the model's arguments.
+        strategy: ``EM(...)`` or ``SVI(guide, ...)``.
+        seed: start of the fit's own random stream; ``None`` copies the caller's present state.
+        init: starting values by name, or an earlier result of any strategy (names it shares with the model are used);
+            ``None`` starts from the model's own.
+        callbacks: called with each step's :class:`StepInfo`; one that returns ``True`` stops the fit.
+        progress: a progress bar; ``None`` shows one for fits of more than a second, ``False`` is silence.
+
+    Returns:
+        The fitted model as an immutable result. The global param store, the random state, the tensors passed in and the
+        model's modules are as they were before the call, also when it raises.
+
+    Raises:
+        ModelError: the strategy cannot treat the model; the message names the site and the way out.
+        StartError: starting values that cannot be used.
+    """
+    space = ParamSpace(model, getattr(strategy, "guide", None), args, kwargs)
+    problem = Problem(model, args, kwargs, space, lambda: _start(space, init))
+    began = time.perf_counter()
+    with isolated_rng(seed), space.active():
+        state = strategy.init(problem)
+        rows, state = _loop(problem, strategy, state, tuple(callbacks), progress, began)
+        evaluation = strategy.evaluate(problem, state)
+        space.save()
+        params = space.values()
+    return FitResult(
+        params=params,
+        objective=evaluation.objective,
+        objective_kind=evaluation.kind,
+        log_evidence=evaluation.log_evidence,
+        history=pd.DataFrame([asdict(row) for row in rows], columns=list(StepInfo.__dataclass_fields__)),
+        status=state.status,
+        n_steps=rows[-1].step if rows else 0,
+        seconds=time.perf_counter() - began,
+        model=model,
+        args=args,
+        kwargs=kwargs,
+        _space=space,
+        _inference=state.inference,
+    )
+
+
+def _start(space: ParamSpace, init: Mapping[str, Tensor] | FitResult | None) -> None:
+    if isinstance(init, FitResult):
+        space.assign(init.params, strict=False)
+    elif init is not None:
+        space.assign(init)
+
+
+def _loop(
+    problem: Problem,
+    strategy: Strategy,
+    state: Any,
+    callbacks: tuple[Callback, ...],
+    progress: bool | None,
+    began: float,
+) -> tuple[list[StepInfo], Any]:
+    rows = [] if state.objective is None else [StepInfo(0, state.objective, time.perf_counter() - began)]
+    step = 0
+    with tqdm(total=strategy.max_steps, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
+        while state.status is Status.RUNNING and step < strategy.max_steps:
+            state, info = strategy.step(problem, state)
+            info = replace(info, seconds=time.perf_counter() - began)
+            step = info.step
+            rows.append(info)
+            bar.update()
+            bar.set_postfix(objective=f"{info.objective:.6g}", refresh=False)
+            if any([callback(info) is True for callback in callbacks]):
+                state = replace(state, status=Status.STOPPED)
+    if state.status is Status.RUNNING:
+        state = replace(state, status=Status.MAX_STEPS)
+    return rows, state

@@ -1,0 +1,34 @@
+"""A model as a factor graph: traced, checked, and summed out exactly."""
+
+from pyro_em.graph.eliminate import (
+    Cliques,
+    clique_posteriors,
+    expected_log_joint,
+    log_evidence,
+    log_evidence_terms,
+    maximise,
+    sample,
+)
+from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Variable
+from pyro_em.graph.program import Program
+from pyro_em.graph.survey import Survey, survey
+from pyro_em.graph.trace import Intervention
+
+__all__ = [
+    "Cliques",
+    "Factor",
+    "FactorGraph",
+    "Intervention",
+    "Layout",
+    "Plate",
+    "Program",
+    "Survey",
+    "Variable",
+    "clique_posteriors",
+    "expected_log_joint",
+    "log_evidence",
+    "log_evidence_terms",
+    "maximise",
+    "sample",
+    "survey",
+]

@@ -1,0 +1,134 @@
+"""From an enumerated trace to a factor graph: which axis of which log-probability is which variable or plate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_em.errors import ModelError
+from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Variable
+from pyro_em.graph.missing import log_prob
+from pyro_em.graph.trace import Site, is_subsample
+
+__all__ = ["build_graph", "plates_of", "site_log_prob"]
+
+
+def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset[str]) -> FactorGraph:
+    """The factor graph of an enumerated trace.
+
+    Args:
+        trace: from :func:`~pyro_em.graph.trace.run_enumerated`.
+        priors: names of latents whose log-density is reported apart (point estimates).
+        ignored: sites left out (imputed values that nothing depends on; latents the guide accounts for).
+
+    Raises:
+        ModelError: a log-probability has an axis that is neither a plate nor an enumerated latent, or a tensor scale.
+    """
+    sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s) and n not in ignored}
+    by_id: dict[int, Variable] = {}
+    layout: dict[str, Layout] = {}
+    for name, site in sites.items():
+        if site["infer"].get("_enumerate_dim") is not None:
+            variable, look = _variable(name, site)
+            by_id[site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]] = variable
+            layout[name] = look
+    variables = {v.name: v for v in by_id.values()}
+    factors = tuple(_factor(n, s, by_id, variables.get(n)) for n, s in sites.items() if n not in priors)
+    prior_terms = {n: site_log_prob(s).to(torch.float64).sum() * _scale(n, s) for n, s in sites.items() if n in priors}
+    return FactorGraph(factors, prior_terms, variables, layout)
+
+
+def plates_of(site: Site, shape: torch.Size) -> dict[int, Plate]:
+    """The vectorised plates a site lies in, outermost first, by negative batch dimension."""
+    plates = {}
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized:
+            size = int(frame.size)
+            if size <= 0:  # pyro.plate(name) without a size takes that of its sites
+                size = shape[frame.dim] if -frame.dim <= len(shape) else 1
+            plates[frame.dim] = Plate(frame.name, size)
+    return plates
+
+
+def site_log_prob(site: Site) -> Tensor:
+    """The site's log-density before any scale; a latent keeps its own under a mask, so that it still sums to one."""
+    value = log_prob(site)
+    if not site["is_observed"] and site["infer"].get("enumerate") == "parallel":
+        return value
+    return scale_and_mask(value, mask=site["mask"])
+
+
+def _variable(name: str, site: Site) -> tuple[Variable, Layout]:
+    dim, fn = site["infer"]["_enumerate_dim"], site["fn"]
+    value = site["value"]
+    axis = value.dim() - fn.event_dim + dim
+    if axis < 0:  # Pyro squeezes the axis of a latent with one state
+        value, axis = value.reshape((1,) * -axis + tuple(value.shape)), 0
+    support = value.movedim(axis, 0).reshape(value.shape[axis], -1, *value.shape[value.dim() - fn.event_dim :])[:, 0]
+    plates = plates_of(site, fn.batch_shape)
+    variable = Variable(name, support.shape[0], tuple(plates.values()))
+    return variable, Layout(support.detach(), tuple(plates), fn)
+
+
+def _factor(name: str, site: Site, by_id: Mapping[int, Variable], own: Variable | None) -> Factor:
+    table = site_log_prob(site)
+    plates = plates_of(site, table.shape)
+    dims = {dim: by_id[i] for dim, i in site["infer"].get("_dim_to_id", {}).items() if i in by_id}
+    axes = _axes(name, table.shape, plates, dims)
+    scope = tuple(dict.fromkeys(v for v in axes.values() if isinstance(v, Variable)))
+    if own is not None and own not in scope:
+        scope += (own,)
+    table = _arrange(table, axes, (*plates.values(), *scope))
+    return Factor(name, tuple(plates.values()), scope, table.to(torch.float64), _scale(name, site))
+
+
+def _axes(
+    name: str, shape: torch.Size, plates: Mapping[int, Plate], dims: Mapping[int, Variable]
+) -> dict[int, Plate | Variable]:
+    """What each axis of more than one entry stands for, by its position from the left."""
+    axes: dict[int, Plate | Variable] = {}
+    for position, size in enumerate(shape):
+        dim = position - len(shape)
+        if size == 1:
+            continue
+        known = plates.get(dim) or dims.get(dim)
+        if known is None or known.size != size:
+            raise ModelError(unknown_axis(name, shape, dim, plates))
+        axes[position] = known
+    return axes
+
+
+def unknown_axis(name: str, shape: torch.Size, dim: int, plates: Mapping[int, Plate]) -> str:
+    """The message for a batch dimension that no plate declares."""
+    declared = {d: p.name for d, p in plates.items()}
+    return (
+        f"Site {name!r} has a log-probability of shape {tuple(shape)} whose dimension {dim} is not declared independent: its "
+        f"plates are {declared or 'none'}. Put the site inside `pyro.plate(...)`, or call `.to_event(n)` on its distribution."
+    )
+
+
+def _arrange(table: Tensor, axes: Mapping[int, Plate | Variable], target: tuple[Plate | Variable, ...]) -> Tensor:
+    """The table over ``target``, repeated (without copying) along the plates it does not vary over."""
+    kept = list(axes.items())
+    table = table.reshape([d.size for _, d in kept])
+    order = [i for t in target for i, (_, d) in enumerate(kept) if d == t]
+    table = table.permute(order)
+    present = {kept[i][1] for i in order}
+    table = table.reshape([d.size if d in present else 1 for d in target])
+    return table.expand([d.size for d in target])
+
+
+def _scale(name: str, site: Site) -> float:
+    scale = site["scale"]
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1:
+            raise ModelError(
+                f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}. Exact summation needs one scalar scale "
+                "for all sites that share a latent; repeat the data instead, or scale by a number."
+            )
+        scale = scale.item()
+    return float(scale)

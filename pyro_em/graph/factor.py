@@ -1,0 +1,136 @@
+"""A model as a factor graph with plates: variables, plates, and log-tables over both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Variable"]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """``size`` conditionally independent copies."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A discrete latent with ``size`` states, one copy for every element of its ``plates`` (outermost first)."""
+
+    name: str
+    size: int
+    plates: tuple[Plate, ...] = ()
+
+
+Dim = Plate | Variable
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The log-density of one sample site as a table.
+
+    Attributes:
+        name: the sample site.
+        plates: plates of the site, outermost first.
+        scope: variables the density depends on.
+        table: float64, of shape (*plate sizes, *variable sizes).
+        scale: the site's scalar ``poutine.scale``, applied outside the sum over states.
+    """
+
+    name: str
+    plates: tuple[Plate, ...]
+    scope: tuple[Variable, ...]
+    table: Tensor
+    scale: float = 1.0
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """What each axis of the table stands for."""
+        return self.plates + self.scope
+
+
+@dataclass(frozen=True)
+class FactorGraph:
+    """Factors, and what is needed to hand results back in the model's own shapes.
+
+    Attributes:
+        factors: densities of latents and observations.
+        priors: log-densities of point-estimated latents, a scalar by site.
+        variables: by site name.
+        layout: for each variable, how its values look in the model.
+    """
+
+    factors: tuple[Factor, ...]
+    priors: dict[str, Tensor]
+    variables: dict[str, Variable]
+    layout: dict[str, Layout]
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The log-tables, in the order of the factors."""
+        return [factor.table for factor in self.factors]
+
+    def with_tables(self, tables: Iterable[Tensor]) -> FactorGraph:
+        """The same graph over other log-tables."""
+        factors = tuple(replace(f, table=t) for f, t in zip(self.factors, tables, strict=True))
+        return replace(self, factors=factors)
+
+    def with_factors(self, *extra: Factor) -> FactorGraph:
+        """The same graph with further factors at the end."""
+        return replace(self, factors=self.factors + extra)
+
+    def log_prior(self) -> Tensor:
+        """Total log-density of the point-estimated latents, in nats."""
+        return torch.stack([*self.priors.values(), torch.zeros((), dtype=torch.float64)]).sum()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the states of a variable look inside the model.
+
+    Attributes:
+        support: the values of its states, shape (size, *event_shape).
+        plate_dims: the negative batch dimension of each of its plates, in the order of ``Variable.plates``.
+        fn: the site's distribution, for its type.
+    """
+
+    support: Tensor
+    plate_dims: tuple[int, ...]
+    fn: Any
+
+    def to_model(self, table: Tensor, trailing: int = 0) -> Tensor:
+        """Move plate axes of ``table`` (leading axes, plates, ``trailing`` axes) to where the model has them.
+
+        Plates the model keeps at dim -2, say, get a singleton to their right, as in the model's own values.
+        """
+        n = len(self.plate_dims)
+        lead = table.dim() - n - trailing
+        order = sorted(range(n), key=lambda i: self.plate_dims[i])
+        table = table.permute(*range(lead), *(lead + i for i in order), *range(lead + n, table.dim()))
+        rank = -min(self.plate_dims, default=0)
+        shape = [1] * rank
+        for i in order:
+            shape[self.plate_dims[i]] = table.shape[lead + order.index(i)]
+        return table.reshape(*table.shape[:lead], *shape, *table.shape[lead + n :])
+
+    def states(self, value: Tensor) -> Tensor:
+        """State numbers, over the variable's plates, of a value in the model's shape."""
+        event = self.support.dim() - 1
+        batch = value.dim() - event
+        support = self.support.reshape(-1, *[1] * batch, *self.support.shape[1:])
+        hit = (value.unsqueeze(0) == support).flatten(1 + batch).all(-1) if event else value.unsqueeze(0) == support
+        index = hit.long().argmax(0)
+        own = [batch + dim for dim in self.plate_dims]
+        index = index.permute(*own, *(i for i in range(batch) if i not in own))
+        return index.reshape(index.shape[: len(own)])
+
+    def values(self, index: Tensor) -> Tensor:
+        """State numbers (leading axes, plates) as values in the model's shape (leading axes, batch, event)."""
+        return self.support[self.to_model(index)]

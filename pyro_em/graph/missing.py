@@ -1,0 +1,73 @@
+"""Log-probabilities of observations with missing entries (NaN) under a mask.
+
+``where(mask, log_prob(NaN), 0)`` has the right value and a NaN gradient, and Pyro's validation refuses NaN outright. So
+NaN entries are replaced by one finite entry of the same data before the density is taken - once it is certain that the
+mask hides each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_em.errors import ModelError
+
+__all__ = ["log_prob"]
+
+
+def log_prob(site: dict[str, Any]) -> Tensor:
+    """The unscaled log-density at a site, finite in value and gradient where missing entries are masked.
+
+    Raises:
+        ModelError: a NaN entry that no mask hides.
+    """
+    fn, value = site["fn"], site["value"]
+    if not (site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
+        return fn.log_prob(value, *site["args"], **site["kwargs"])
+    missing = value.isnan()
+    if not bool(missing.any()):
+        return fn.log_prob(value, *site["args"], **site["kwargs"])
+    if not site["infer"].get("_nan_checked"):
+        _check_hidden(site)
+        site["infer"]["_nan_checked"] = True
+    return fn.log_prob(torch.where(missing, _stand_in(site, missing), value), *site["args"], **site["kwargs"])
+
+
+def _check_hidden(site: dict[str, Any]) -> None:
+    with torch.no_grad(), _without_validation(site["fn"]):
+        seen = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    if bool(seen.isnan().any()):
+        raise ModelError(
+            f"Site {site['name']!r} observes NaN that no mask hides. Hide missing entries, for instance by "
+            "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for entries."
+        )
+
+
+def _stand_in(site: dict[str, Any], missing: Tensor) -> Tensor:
+    present = site["value"][~missing]
+    if present.numel():
+        return present[0]
+    with torch.no_grad():
+        return site["fn"].sample().reshape(-1)[0]
+
+
+@contextmanager
+def _without_validation(fn: Any) -> Iterator[None]:
+    layers, layer = [], fn
+    while layer is not None:
+        layers.append((layer, layer.__dict__.get("_validate_args")))
+        layer._validate_args = False
+        layer = getattr(layer, "base_dist", None)
+    try:
+        yield
+    finally:
+        for layer, before in layers:
+            if before is None:
+                del layer._validate_args
+            else:
+                layer._validate_args = before

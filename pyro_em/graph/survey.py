@@ -1,0 +1,114 @@
+"""What kind of sites a model has, read off one plain run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_em.errors import ModelError
+from pyro_em.graph.build import plates_of, site_log_prob, unknown_axis
+from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_subsample, run
+
+__all__ = ["Survey", "survey"]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The roles of a model's sites.
+
+    Attributes:
+        trace: the plain run; its latents are draws from the model.
+        max_plate_nesting: dimensions taken by plates.
+        enumerated: latents with finite support, to be summed out.
+        others: latents that must be given (a point estimate or a guide's draw).
+        imputed: the unobserved halves of ``obs_mask`` sites, whose density integrates to one.
+        data_plates: plates that hold an observation or an enumerated latent.
+        params: names of the parameters the model used.
+        subsampled: plates that see part of their data in each run.
+    """
+
+    trace: poutine.Trace
+    max_plate_nesting: int
+    enumerated: tuple[str, ...]
+    others: tuple[str, ...]
+    imputed: frozenset[str]
+    data_plates: frozenset[str]
+    params: tuple[str, ...]
+    subsampled: tuple[str, ...]
+
+    def site(self, name: str) -> Site:
+        """The trace node of a site."""
+        return self.trace.nodes[name]
+
+    def data_plate_of(self, name: str) -> str | None:
+        """A data plate that holds the site, or ``None`` for a global one."""
+        frames = [f.name for f in self.site(name)["cond_indep_stack"]]
+        return next((f for f in frames if f in self.data_plates), None)
+
+
+def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> Survey:
+    """Run the model once and sort its sites.
+
+    Raises:
+        ModelError: a site has a batch dimension that no plate declares.
+    """
+    with torch.no_grad():
+        trace = run(model, args, kwargs, intervention)
+        latents = {n: s for n, s in trace.nodes.items() if is_latent(s) and n not in intervention.given}
+        imputed = frozenset(n for n, s in latents.items() if not can_enumerate(s) and _is_imputed(n, trace))
+        enumerated = tuple(n for n, s in latents.items() if can_enumerate(s))
+        result = Survey(
+            trace=trace,
+            max_plate_nesting=_max_plate_nesting(trace),
+            enumerated=enumerated,
+            others=tuple(n for n in latents if n not in enumerated and n not in imputed),
+            imputed=imputed,
+            data_plates=_data_plates(trace, enumerated),
+            params=tuple(n for n, s in trace.nodes.items() if s["type"] == "param"),
+            subsampled=tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_partial(s)),
+        )
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not is_subsample(site):
+                _check_batch_shape(name, site)
+    return result
+
+
+def _is_imputed(name: str, trace: poutine.Trace) -> bool:
+    stem = name.removesuffix("_unobserved")
+    return stem != name and f"{stem}_observed" in trace.nodes and stem in trace.nodes
+
+
+def _is_partial(site: Site) -> bool:
+    if not is_subsample(site):
+        return False
+    value: Tensor | None = site["value"]
+    return value is not None and len(value) < site["fn"].size
+
+
+def _max_plate_nesting(trace: poutine.Trace) -> int:
+    frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+    return max((-f.dim for f in frames if f.vectorized), default=0)
+
+
+def _data_plates(trace: poutine.Trace, enumerated: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(
+        frame.name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not is_subsample(site)
+        for frame in site["cond_indep_stack"]
+        if name in enumerated or (site["is_observed"] and type(site["fn"]).__name__ != "Unit")
+    )
+
+
+def _check_batch_shape(name: str, site: Site) -> None:
+    """Without this check an undeclared batch dimension could line up with an enumerated one and be summed over."""
+    table = site_log_prob(site)
+    plates = plates_of(site, table.shape)
+    for position, size in enumerate(table.shape):
+        dim = position - table.dim()
+        if size > 1 and dim not in plates:
+            raise ModelError(unknown_axis(name, table.shape, dim, plates))

@@ -1,0 +1,126 @@
+"""Run the model once, plainly or with every finite latent enumerated, under the interventions of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.poutine as poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from pyro_em.errors import ModelError
+
+__all__ = ["Intervention", "can_enumerate", "is_latent", "is_subsample", "run", "run_enumerated"]
+
+Site = dict[str, Any]
+
+
+def is_subsample(site: Site) -> bool:
+    """Whether a sample site is a plate drawing its indices."""
+    return isinstance(site["fn"], _Subsample)
+
+
+def is_latent(site: Site) -> bool:
+    """Whether a trace node is an unobserved random variable."""
+    return site["type"] == "sample" and not site["is_observed"] and not is_subsample(site)
+
+
+def can_enumerate(site: Site) -> bool:
+    """Whether the site's distribution lists a finite support."""
+    return bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
+@dataclass
+class Intervention(Messenger):
+    """What a fit changes in the model's run, and nothing else.
+
+    Attributes:
+        given: latents that are not enumerated: their values by site.
+        subsample: indices of subsampled plates, drawn once and then repeated until this is cleared.
+        scales: for plates of a minibatch, the factor by which sites inside are scaled to the full data.
+        enumerate_all: mark every latent with finite support, whatever the model's own ``infer`` says.
+    """
+
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    subsample: dict[str, Tensor] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    enumerate_all: bool = False
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self._repeat_subsample(msg)
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name in self.scales:
+                msg["scale"] = msg["scale"] * self.scales[frame.name]
+        if msg["is_observed"]:
+            return
+        if msg["name"] in self.given:
+            msg["value"] = self.given[msg["name"]]
+            msg["done"] = True
+            msg["infer"] = {**msg["infer"], "enumerate": None}
+        elif self.enumerate_all and can_enumerate(msg):
+            msg["infer"] = {**msg["infer"], "enumerate": "parallel", "expand": False, "num_samples": None}
+
+    def _repeat_subsample(self, msg: Any) -> None:
+        if msg["value"] is None and msg["name"] in self.subsample:
+            msg["value"] = self.subsample[msg["name"]]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.subsample[msg["name"]] = msg["value"]
+
+
+Model = Callable[..., Any]
+
+
+def run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> poutine.Trace:
+    """A plain trace: latents that are not given are drawn."""
+    with poutine.trace() as tracer, intervention:
+        model(*args, **kwargs)
+    return tracer.trace
+
+
+def run_enumerated(
+    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention, max_plate_nesting: int
+) -> poutine.Trace:
+    """A trace in which each latent with finite support takes all its values, along a dimension of its own.
+
+    Raises:
+        ModelError: the model runs plainly but not with the extra dimensions; the message names the last site reached.
+    """
+    with poutine.trace() as tracer:
+        try:
+            with EnumMessenger(first_available_dim=-1 - max_plate_nesting), intervention:
+                model(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(_broken_run(tracer.trace, error)) from error
+    return tracer.trace
+
+
+def _broken_run(trace: poutine.Trace, error: Exception) -> str:
+    sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and not is_subsample(site)]
+    enumerated = [name for name in sites if trace.nodes[name]["infer"].get("_enumerate_dim") is not None]
+    dims = [-trace.nodes[name]["infer"]["_enumerate_dim"] for name in enumerated]
+    if "64 dim" in str(error) or (dims and max(dims) >= 60):
+        return (
+            f"The model enumerates {len(enumerated)} latents that all stay in scope at once, and a tensor holds at most 64 "
+            "dimensions. Write the loop as `for t in pyro.markov(range(T)):`, which forgets latents that are no longer used."
+        )
+    if "Inhomogeneous total count" in str(error):
+        return (
+            f"A Binomial latent after site {sites[-1:]} has a total_count that differs between data, so its support differs "
+            "too. Give it one common total_count, or one plate per count."
+        )
+    shape = f"After site {sites[-1]!r}" if sites else "Before the first site"
+    latent = enumerated[-1] if enumerated else "z"
+    return (
+        f"The model runs by itself but not with its discrete latents enumerated. {shape} it failed with "
+        f"{type(error).__name__}: {error}\nUnder enumeration the latent {latent!r} has an extra dimension on the left, one "
+        f"entry per state, so code that indexes or stacks by shape, concatenates ('cat'), or feeds it to a network must "
+        f"broadcast over leading dimensions; `if`, `int({latent})` and `.item()` on it cannot work."
+    )

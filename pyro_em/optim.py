@@ -1,0 +1,104 @@
+"""One torch optimiser over all free parameters, from whatever the user passed.
+
+Pyro's own wrapper keeps one optimiser per parameter and remembers parameters of earlier fits; a fit builds its own
+instead, so that nothing carries over and small parameters do not cost one update call each.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from pyro.optim import PyroLRScheduler
+from pyro.optim.optim import PyroOptim
+from pyro.params.param_store import module_from_param_with_module_name, user_param_name
+from torch import Tensor
+
+__all__ = ["Optimizer", "OptimizerSpec"]
+
+OptimizerSpec = PyroOptim | Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+
+class Optimizer:
+    """A torch optimiser with Pyro's gradient clipping and, where the user gave one, its learning-rate schedule.
+
+    Args:
+        spec: a ``pyro.optim`` object, or a callable that makes a ``torch.optim.Optimizer`` from parameters, such as
+            ``functools.partial(torch.optim.Adam, lr=1e-3)``.
+        leaves: unconstrained leaf tensors by name.
+
+    Raises:
+        TypeError: ``spec`` is neither; a ``torch.optim.Optimizer`` *instance* is bound to tensors of another fit.
+    """
+
+    def __init__(self, spec: OptimizerSpec, leaves: Mapping[str, Tensor]) -> None:
+        self._leaves = dict(leaves)
+        self._clip: list[tuple[Tensor, dict[str, float]]] = []
+        self._scheduler: Any = None
+        if isinstance(spec, PyroOptim):
+            self.torch = self._from_pyro(spec)
+        elif callable(spec) and not isinstance(spec, torch.optim.Optimizer):
+            self.torch = spec(list(self._leaves.values()))
+        else:
+            raise TypeError(
+                "optim must be a pyro.optim object or a callable that makes a torch optimiser from parameters, such "
+                f"as functools.partial(torch.optim.Adam, lr=1e-3); got {type(spec).__name__}."
+            )
+
+    def _from_pyro(self, spec: PyroOptim) -> torch.optim.Optimizer:
+        constructor, args_for = spec.pt_optim_constructor, spec.pt_optim_args
+        if isinstance(spec, PyroLRScheduler):
+            schedule_args = dict(args_for) if isinstance(args_for, dict) else dict(args_for(""))
+            inner, inner_args = schedule_args.pop("optimizer"), schedule_args.pop("optim_args")
+            self._clip = self._clips(spec)
+            optimizer = inner(self._groups(inner_args), **_defaults(inner_args))
+            self._scheduler = constructor(optimizer, **schedule_args)
+            return optimizer
+        self._clip = self._clips(spec)
+        return constructor(self._groups(args_for), **_defaults(args_for))
+
+    def _groups(self, args: Any) -> list[dict[str, Any]]:
+        groups = [{"params": [leaf], **_per_param(args, name)} for name, leaf in self._leaves.items()]
+        return groups if callable(args) else [{"params": list(self._leaves.values())}]
+
+    def _clips(self, spec: PyroOptim) -> list[tuple[Tensor, dict[str, float]]]:
+        clips = [(leaf, _per_param(spec.pt_clip_args, name)) for name, leaf in self._leaves.items()]
+        return [(leaf, clip) for leaf, clip in clips if clip]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Update once from the gradients in place, or as often as the optimiser calls ``closure``."""
+        for leaf, clip in self._clip:
+            if "clip_norm" in clip:
+                torch.nn.utils.clip_grad_norm_(leaf, clip["clip_norm"])
+            if "clip_value" in clip:
+                torch.nn.utils.clip_grad_value_(leaf, clip["clip_value"])
+        self.torch.step() if closure is None else self.torch.step(closure)
+
+    def end_epoch(self) -> None:
+        """Advance the learning-rate schedule, as Pyro's users do once an epoch."""
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply every learning rate, in place."""
+        for group in self.torch.param_groups:
+            group["lr"] *= factor
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.torch.zero_grad(set_to_none=True)
+
+
+def _defaults(args: Any) -> dict[str, Any]:
+    return {} if callable(args) else dict(args)
+
+
+def _per_param(args: Any, name: str) -> dict[str, Any]:
+    """Pyro lets options depend on the parameter's name, or on (module name, parameter name)."""
+    if not callable(args):
+        return dict(args)
+    if len(inspect.signature(args).parameters) == 1:
+        return dict(args(name))
+    return dict(args(module_from_param_with_module_name(name), user_param_name(name)))

@@ -1,0 +1,189 @@
+"""Parameters of one fit: found, isolated, read, written, saved and put back.
+
+This is the only module that touches Pyro's param store. While a :class:`ParamSpace` is active the global store is a
+private one; when it closes, the store, every module parameter that the model registered, every buffer and every
+``requires_grad`` leaf hold what they held before. Values live in unconstrained coordinates: a leaf found in the store
+is *the* tensor that ``pyro.param``, ``PyroParam`` and ``pyro.module`` all see, so values are copied into it and the leaf
+itself is never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from pyro_em.errors import StartError
+from pyro_em.modules import reachable_modules
+
+__all__ = ["Leaf", "ParamSpace"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter: its name, the unconstrained leaf tensor that autograd sees, and its constraint."""
+
+    name: str
+    unconstrained: Tensor
+    constraint: Any
+
+    def value(self) -> Tensor:
+        """The constrained value, differentiable in the leaf."""
+        return transform_to(self.constraint)(self.unconstrained)
+
+    def unconstrain(self, value: Tensor) -> Tensor:
+        """Map a constrained value to this leaf's coordinates, or say why it cannot start a fit."""
+        value = torch.as_tensor(value).detach().to(self.unconstrained)
+        shape = tuple(self.value().shape)
+        if tuple(value.shape) != shape:
+            raise StartError(f"Parameter {self.name!r} has shape {shape}; init gives {tuple(value.shape)}.")
+        if not bool(self.constraint.check(value).all()):
+            raise StartError(f"Parameter {self.name!r} must satisfy {self.constraint}; init gives {value}.")
+        point = transform_to(self.constraint).inv(value)
+        self.check_interior(point)
+        return point
+
+    def check_interior(self, point: Tensor) -> None:
+        """Refuse a value on the edge of the constraint: it is infinite in unconstrained coordinates."""
+        if not bool(torch.isfinite(point).all()):
+            raise StartError(
+                f"Parameter {self.name!r} starts on the boundary of {self.constraint} (or is not finite), where no "
+                "step can leave from. Start it inside; to keep exact zeros, write them as constants in the model."
+            )
+
+
+class _CopyInits(Messenger):
+    """Hand ``pyro.param`` copies of initial tensors: Pyro would optimise the caller's own tensor in place."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) > 1:
+            name, init, *rest = msg["args"]
+            msg["args"] = (name, _copy_of(init), *rest)
+        elif "init_tensor" in msg["kwargs"]:
+            msg["kwargs"]["init_tensor"] = _copy_of(msg["kwargs"]["init_tensor"])
+
+
+def _copy_of(init: Any) -> Any:
+    if isinstance(init, torch.nn.Parameter):  # a module's own leaf: restored when the space closes
+        return init
+    if isinstance(init, Tensor):
+        return init.detach().clone()
+    if callable(init):
+        return lambda: init().detach().clone()
+    return init
+
+
+class ParamSpace:
+    """Every parameter of one fit, and the private store it lives in.
+
+    Args:
+        roots: callables whose reachable ``torch.nn.Module``\\ s must be left as they were found (model, guide).
+    """
+
+    def __init__(self, *roots: Any) -> None:
+        self._store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._latents: dict[str, Leaf] = {}
+        self._saved: dict[str, Tensor] = {}
+        self._saved_buffers: list[Tensor] = []
+        self._buffers = [b for module in reachable_modules(*roots) for b in module.buffers()]
+        self._before: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[ParamSpace]:
+        """Enter the private store with the saved values in place; on exit put everything back as it was."""
+        outer_before, self._before = self._before, {}
+        buffers_before = [b.detach().clone() for b in self._buffers]
+        with pyro.get_param_store().scope(self._store), _CopyInits():
+            try:
+                self.track()
+                self.restore(self._saved)
+                self._load_buffers(self._saved_buffers)
+                yield self
+            finally:
+                self.track()
+                for leaf, value, grad in self._before.values():
+                    leaf.data.copy_(value)
+                    leaf.grad = grad
+                self._load_buffers(buffers_before)
+                self._before = outer_before
+
+    def _load_buffers(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=False):
+            buffer.data.copy_(value)
+
+    def track(self) -> None:
+        """Remember what each newly found leaf held, so that it can be put back; call after running the model."""
+        for name, leaf in pyro.get_param_store().named_parameters():
+            if name not in self._before:
+                self._before[name] = (leaf, leaf.detach().clone(), leaf.grad)
+                leaf.grad = None
+
+    def add_latent(self, name: str, value: Tensor, constraint: Any) -> None:
+        """Make a point-estimated latent a parameter of this fit, starting at ``value``."""
+        point = transform_to(constraint).inv(value.detach())
+        leaf = Leaf(name, point.clone().requires_grad_(True), constraint)
+        leaf.check_interior(point)
+        self._latents[name] = leaf
+
+    def latents(self) -> dict[str, Tensor]:
+        """Constrained values of the point-estimated latents, differentiable in their leaves."""
+        return {name: leaf.value() for name, leaf in self._latents.items()}
+
+    def leaves(self) -> dict[str, Leaf]:
+        """Every parameter by name: those of the store, then point-estimated latents."""
+        store = pyro.get_param_store()
+        constraint_of = store.get_state()["constraints"]
+        found = {n: Leaf(n, u, constraint_of.get(n, constraints.real)) for n, u in store.named_parameters()}
+        return {**found, **self._latents}
+
+    def free(self, fixed: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """The unconstrained leaves an optimiser may move: all but the ``fixed`` ones."""
+        leaves = self.leaves()
+        unknown = [name for name in fixed if name not in leaves]
+        if unknown:
+            raise StartError(f"fixed={unknown} names no parameter of the model, which has {sorted(leaves)}.")
+        return {name: leaf.unconstrained for name, leaf in leaves.items() if name not in fixed}
+
+    def assign(self, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Write constrained values; all are checked before any is written.
+
+        Raises:
+            StartError: an unknown name (when ``strict``), a wrong shape, or a value outside its constraint.
+        """
+        leaves = self.leaves()
+        unknown = [name for name in values if name not in leaves]
+        if unknown and strict:
+            raise StartError(f"init names {unknown}; the model's parameters are {sorted(leaves)}.")
+        points = {name: leaves[name].unconstrain(v) for name, v in values.items() if name in leaves}
+        self.restore(points)
+
+    def check_start(self) -> None:
+        """Refuse a model whose own initial values lie on the edge of their constraint."""
+        for leaf in self.leaves().values():
+            leaf.check_interior(leaf.unconstrained.detach())
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of all unconstrained values."""
+        return {name: leaf.unconstrained.detach().clone() for name, leaf in self.leaves().items()}
+
+    def restore(self, points: Mapping[str, Tensor]) -> None:
+        """Write unconstrained values back into their leaves."""
+        leaves = self.leaves()
+        for name, point in points.items():
+            leaves[name].unconstrained.data.copy_(point)
+
+    def save(self) -> None:
+        """Keep the present values for the next time the space is entered."""
+        self._saved = self.snapshot()
+        self._saved_buffers = [b.detach().clone() for b in self._buffers]
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of all constrained values."""
+        return {name: leaf.value().detach().clone() for name, leaf in self.leaves().items()}

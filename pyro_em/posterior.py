@@ -1,0 +1,192 @@
+"""What the data say about the latents, once the parameters are fitted.
+
+:class:`ExactPosterior` answers from the factor graph: marginals and joints are gradients of the log evidence, the joint
+maximum and joint draws come from the same elimination in other arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_em.graph import (
+    Factor,
+    FactorGraph,
+    Plate,
+    Variable,
+    clique_posteriors,
+    log_evidence_terms,
+    maximise,
+    sample,
+)
+
+__all__ = ["ExactPosterior", "Joint", "as_distribution"]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint table over several latents.
+
+    Attributes:
+        names: the sites, in the order of the trailing axes.
+        probs: shape (*batch shape in the model, *number of states of each site); sums to one over the trailing axes.
+        supports: the values of each site's states.
+    """
+
+    names: tuple[str, ...]
+    probs: Tensor
+    supports: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ExactPosterior:
+    """p(z | x) of every enumerated latent, exact, and point masses at the estimates of the global ones.
+
+    Args:
+        graph: the model at the fitted parameters and the data asked about.
+        estimates: values of point-estimated latents.
+    """
+
+    graph: FactorGraph
+    estimates: Mapping[str, Tensor]
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all latents."""
+        return (*self.graph.variables, *self.estimates)
+
+    def __getitem__(self, name: str) -> dist.TorchDistribution:
+        """The marginal posterior of a site, in the plate shape the site has in the model.
+
+        Categorical, Bernoulli and OneHotCategorical latents come back as what they are; other finite supports as a
+        Categorical over the numbers 0, 1, ... of their states; point estimates as Delta.
+
+        Raises:
+            KeyError: no latent of that name.
+        """
+        if name in self.estimates:
+            value = self.estimates[name]
+            return dist.Delta(value).to_event(value.dim())
+        return as_distribution(self.marginal(name), self.graph.layout[name].fn)
+
+    def joint(self, *names: str) -> Joint:
+        """The joint posterior of latents whose plates are nested, neighbours or not; exact.
+
+        Raises:
+            KeyError: no latent of that name.
+            ModelError: the table over what lies between them would be too large.
+        """
+        variables = tuple(self._variable(name) for name in names)
+        plates = max((v.plates for v in variables), key=len, default=())
+        if any(not set(v.plates) <= set(plates) for v in variables):
+            raise ValueError(f"The plates of {list(names)} are not nested, so their joint is not one table per datum.")
+        shape = [d.size for d in (*plates, *variables)]
+        probe = Factor(
+            f"joint{names}", plates, variables, torch.zeros(shape, dtype=torch.float64), self._scale(variables)
+        )
+        graph = self.graph.with_factors(probe)
+        table = clique_posteriors(graph).weights[-1] / probe.scale
+        deepest = next(v.name for v in variables if v.plates == plates)
+        probs = self.graph.layout[deepest].to_model(table, trailing=len(variables))
+        return Joint(names, probs, tuple(self.graph.layout[name].support for name in names))
+
+    def map(self) -> dict[str, Tensor]:
+        """The most probable joint assignment of all latents (Viterbi, for a chain), values in the model's shapes."""
+        states = maximise(self.graph)
+        found = {name: self.graph.layout[name].values(states[name]) for name in self.graph.variables}
+        return {**found, **self.estimates}
+
+    def sample(self, num_samples: int = 1) -> dict[str, Tensor]:
+        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model)."""
+        return self.sample_with_log_prob(num_samples)[0]
+
+    def sample_with_log_prob(self, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Joint draws and, by enumerated site, log-probabilities whose sum over sites is that of the joint draw."""
+        states, log_probs = sample(self.graph, num_samples)
+        layout = self.graph.layout
+        values = {n: layout[n].values(states[n]) for n in self.graph.variables}
+        fixed = {n: v.expand(num_samples, *v.shape) for n, v in self.estimates.items()}
+        return {**values, **fixed}, {n: layout[n].to_model(log_probs[n]) for n in self.graph.variables}
+
+    @cached_property
+    def log_evidence(self) -> float:
+        """log p(x; params), latents summed out, total nats; densities of point estimates not counted."""
+        return float(sum(term.sum() for _, term in self._terms) if self._terms else 0.0)
+
+    @cached_property
+    def log_likelihoods(self) -> dict[str, Tensor]:
+        """For each outermost data plate, log p(x_n; params) of its elements, latents summed out, float64.
+
+        Raises:
+            ValueError: a latent is shared by all data, so that log p(x) is no sum over data.
+        """
+        shared = [v.name for v in self.graph.variables.values() if not v.plates]
+        if shared and any(f.plates for f in self.graph.factors):
+            raise ValueError(
+                f"The latents {shared} are shared by all data, so log p(x) is not a sum of one term per datum. "
+                "Use log_evidence, or condition the model on those latents."
+            )
+        found: dict[str, Tensor] = {}
+        for plates, term in self._terms:
+            name = plates[0].name if plates else ""
+            term = term.sum(list(range(1, term.dim()))) if plates else term.reshape(1)
+            found[name] = found[name] + term if name in found else term
+        return found
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """log p(x_n; params) for each element of the outermost data plate; without a plate, one value.
+
+        Raises:
+            ValueError: the data lie in several plates side by side, or a latent is shared by all of them.
+        """
+        found = self.log_likelihoods
+        if len(found) != 1:
+            raise ValueError(
+                f"The data lie in {len(found)} plates {sorted(found)}; ask log_likelihoods[plate] for one."
+            )
+        return next(iter(found.values()))
+
+    @cached_property
+    def _terms(self) -> list[tuple[tuple[Plate, ...], Tensor]]:
+        with torch.no_grad():
+            return log_evidence_terms(self.graph)
+
+    @cached_property
+    def _cliques(self) -> tuple[Tensor, ...]:
+        return clique_posteriors(self.graph).weights
+
+    def _variable(self, name: str) -> Variable:
+        if name not in self.graph.variables:
+            raise KeyError(f"No enumerated latent {name!r}; the model's latents are {list(self.sites)}.")
+        return self.graph.variables[name]
+
+    def _scale(self, variables: tuple[Variable, ...]) -> float:
+        own = {v.name for v in variables}
+        return next((f.scale for f in self.graph.factors if f.name in own), 1.0)
+
+    def marginal(self, name: str) -> Tensor:
+        """Probabilities of an enumerated latent's states, shape (*batch shape in the model, states)."""
+        variable = self._variable(name)
+        at = next(i for i, f in enumerate(self.graph.factors) if f.name == variable.name)
+        factor, weight = self.graph.factors[at], self._cliques[at] / self.graph.factors[at].scale
+        others = [weight.dim() - len(factor.scope) + i for i, v in enumerate(factor.scope) if v != variable]
+        table = weight.sum(others) if others else weight
+        return self.graph.layout[variable.name].to_model(table, trailing=1)
+
+
+def as_distribution(probs: Tensor, fn: Any) -> dist.TorchDistribution:
+    """State probabilities as the kind of distribution the model's site ``fn`` is."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return dist.Bernoulli(probs=probs[..., 1].clamp(0.0, 1.0))
+    if isinstance(fn, torch.distributions.OneHotCategorical):
+        return dist.OneHotCategorical(probs=probs)
+    return dist.Categorical(probs=probs)

@@ -1,0 +1,30 @@
+"""What is to be fitted: the model, the arguments it is run on, and the parameters it turns out to have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyro_em.params import ParamSpace
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and its arguments, in the parameter space of one fit.
+
+    Attributes:
+        model: the user's Pyro program, unchanged.
+        args: positional arguments; one of them may be a ``torch.utils.data.DataLoader``.
+        kwargs: keyword arguments.
+        space: the parameters; active while the fit runs.
+        start: called by the strategy once the model's parameters are known, to put the caller's ``init`` in place.
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    space: ParamSpace
+    start: Callable[[], None] = field(default=lambda: None)

@@ -1,0 +1,115 @@
+"""What a fit hands back: numbers, the history, and everything that can be asked of the fitted model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from pyro_em.export import to_arviz
+from pyro_em.params import ParamSpace
+from pyro_em.predict import posterior_guide, predict
+from pyro_em.rng import isolated_rng
+from pyro_em.status import Status
+from pyro_em.strategy import Inference, ObjectiveKind
+
+__all__ = ["FitResult"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FitResult:
+    """A fitted model, the same whatever strategy made it.
+
+    Attributes:
+        params: constrained values by name: ``pyro.param``, ``PyroParam``, module parameters (the guide's too) and
+            point-estimated global latents.
+        objective: the maximised objective at ``params``, total nats.
+        objective_kind: ``"log_evidence"``, ``"log_joint"`` (with priors) or ``"elbo"``.
+        log_evidence: exact log p(x; params) where all latents can be summed out, else ``None``.
+        history: one row a step: step, objective, seconds, restart.
+        status: how the fit ended, as a sentence.
+        n_steps: completed steps.
+        seconds: wall time.
+        model: the model that was fitted.
+    """
+
+    params: dict[str, Tensor]
+    objective: float
+    objective_kind: ObjectiveKind
+    log_evidence: float | None
+    history: pd.DataFrame
+    status: Status
+    n_steps: int
+    seconds: float
+    model: Callable[..., Any]
+    args: tuple[Any, ...] = field(default=())
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    _space: ParamSpace = field(default_factory=ParamSpace)
+    _inference: Inference | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether the strategy's stopping rule was met; never true for a cap or a non-finite value."""
+        return self.status.converged
+
+    @contextmanager
+    def use(self) -> Iterator[FitResult]:
+        """Put the fitted values into Pyro's param store and the model's modules for the body of a ``with``.
+
+        ``Predictive``, ``pyro.param`` and the modules themselves see them; afterwards all is as it was before.
+        """
+        with self._space.active():
+            yield self
+
+    def posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """The posterior over the latents, on the training data (no arguments) or given the model's arguments."""
+        args, kwargs = self._arguments(args, kwargs)
+        with self.use(), isolated_rng():
+            return self._checked_inference.posterior(args, kwargs)
+
+    def predict(self, *args: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Posterior predictive draws of every sample site.
+
+        Latents are drawn from their posterior given the arguments (none: the training data), then every observed site is
+        drawn anew given them. Arguments under which nothing is observed give draws from the fitted model.
+
+        Returns:
+            By site, a tensor of shape (num_samples, *the site's shape).
+        """
+        args, kwargs = self._arguments(args, kwargs)
+        with self.use(), isolated_rng(seed):
+            return predict(self.model, self._checked_inference, args, kwargs, num_samples)
+
+    @property
+    def guide(self) -> Callable[..., None]:
+        """A Pyro guide that samples the (exact or amortised) posterior given the model's arguments.
+
+        It puts the fitted parameters in place by itself, so it can be called anywhere. Under EM each site is a point
+        mass whose log-density is that of the exact posterior draw, so that log p(x, z) - log q(z) is log p(x) exactly.
+        """
+        return posterior_guide(self._checked_inference, self.use)
+
+    def to_arviz(self, num_samples: int = 100, seed: int | None = None) -> Any:
+        """An ArviZ object: posterior, log_likelihood, observed_data and sample_stats; see :func:`~pyro_em.export.to_arviz`."""
+        with self.use(), isolated_rng(seed):
+            data = self._arguments((), {})
+            return to_arviz(self.model, self._checked_inference, data, self.params, self.history, num_samples)
+
+    @property
+    def _checked_inference(self) -> Inference:
+        assert self._inference is not None
+        return self._inference
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (args, kwargs) if args or kwargs else (self.args, self.kwargs)
+
+    def __repr__(self) -> str:
+        evidence = "" if self.log_evidence is None else f", log_evidence={self.log_evidence:.4f}"
+        return (
+            f"FitResult({self.objective_kind}={self.objective:.4f}{evidence}, status={self.status.name}, "
+            f"n_steps={self.n_steps}, params={list(self.params)})"
+        )

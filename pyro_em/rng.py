@@ -1,0 +1,30 @@
+"""Random numbers of a fit: seeded, and invisible to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+
+__all__ = ["isolated_rng"]
+
+
+@contextmanager
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Run the body on its own random stream and leave torch, NumPy and ``random`` as they were.
+
+    Args:
+        seed: start of the stream; ``None`` continues from a copy of the caller's present state, so that
+            ``pyro.set_rng_seed`` before the call decides what the body draws.
+    """
+    before = get_rng_state()
+    with torch.random.fork_rng():
+        try:
+            if seed is not None:
+                pyro.set_rng_seed(seed)
+            yield
+        finally:
+            set_rng_state(before)

@@ -1,0 +1,77 @@
+"""Numbers over all data, whatever the batch.
+
+A batch of b of N data, its sites scaled by N / b, estimates the whole objective; weighting each batch's estimate by b / N
+and adding up gives it exactly, terms that the data share included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyro_em.data import Batch, Batches
+from pyro_em.errors import ModelError
+from pyro_em.graph import Intervention, Program, log_evidence, survey
+from pyro_em.svi.objective import Objective
+
+__all__ = ["Data", "bound_over_all", "exact_evidence"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A fit's data, whole or in batches, and the plates that batches fill."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batches: Batches | None
+    batch_plates: frozenset[str]
+
+    def arguments(self, batch: Batch | None) -> Arguments:
+        """What the model is called with, and how its batch plates are scaled."""
+        if batch is None or self.batches is None:
+            return self.args, self.kwargs, {}
+        factor = self.batches.total / batch.size
+        return batch.args, batch.kwargs, dict.fromkeys(self.batch_plates, factor) if factor != 1.0 else {}
+
+    def in_order(self) -> Iterator[tuple[Arguments, float]]:
+        """All data once, each batch with its share b / N."""
+        if self.batches is None:
+            yield self.arguments(None), 1.0
+            return
+        for batch in self.batches.in_order():
+            yield self.arguments(batch), batch.size / self.batches.total
+
+    def total(self, estimate: Callable[..., float]) -> float:
+        """The value over all data of an estimate that is exact in expectation over batches."""
+        return sum(share * estimate(*arguments) for arguments, share in self.in_order())
+
+
+def bound_over_all(bound: Objective, data: Data) -> float:
+    """The bound at the present parameters; where all data are seen at once, averaged over draws of the guide."""
+    draws = NUM_DRAWS if data.batches is None else 1
+    return sum(data.total(bound.value) for _ in range(draws)) / draws
+
+
+NUM_DRAWS = 32
+
+
+def exact_evidence(program: Program, data: Data) -> float | None:
+    """log p(x; params), or ``None`` where some latent cannot be summed out, or a plate leaves data out."""
+
+    def of_batch(args: tuple[Any, ...], kwargs: dict[str, Any], scales: dict[str, float]) -> float:
+        return float(log_evidence(program.graph(args, kwargs, Intervention(scales=scales))))
+
+    (args, kwargs, _), _ = next(data.in_order())
+    seen = survey(program.model, args, kwargs, Intervention())
+    if seen.others or seen.subsampled:
+        return None
+    try:
+        with torch.no_grad():
+            return data.total(of_batch)
+    except ModelError:  # too many states at once, or shared by all batches: there is no exact value to report
+        return None

@@ -1,0 +1,95 @@
+"""From a user's model and guide to a bound that can be climbed, or a refusal that names the site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.infer.autoguide import AutoNormal
+
+from pyro_em.data import Batch, Batches
+from pyro_em.errors import ModelError
+from pyro_em.graph import Intervention, Program, Survey, survey
+from pyro_em.graph.trace import is_latent
+from pyro_em.problem import Problem
+from pyro_em.svi.feed import batch_plates
+from pyro_em.svi.inference import GuideInference
+from pyro_em.svi.objective import Objective, choose_objective, draw_guide
+
+__all__ = ["Prepared", "prepare"]
+
+Guide = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked model and guide: the bound to climb, what it says of the latents, and the plates that batches fill."""
+
+    bound: Objective
+    inference: GuideInference
+    batch_plates: frozenset[str]
+
+
+def prepare(
+    problem: Problem, guide: Guide | None, elbo: ELBO | None, num_particles: int, batches: Batches | None
+) -> Prepared:
+    """Run guide and model once to find their parameters, put the start in place, and choose the bound.
+
+    Raises:
+        ModelError: latents that neither guide nor sum covers; a batch without a plate.
+        StartError: initial values on the boundary, or ``init`` that does not fit.
+    """
+    first = Batch(problem.args, problem.kwargs, 0) if batches is None else next(batches.epoch())
+    guide = guide if guide is not None else _automatic_guide(problem, first, batches)
+    _look(problem, guide, first)
+    problem.space.track()
+    problem.start()
+    problem.space.check_start()
+    drawn, intervention, seen = _look(problem, guide, first)
+    program = Program(problem.model, max(seen.max_plate_nesting, _nesting(drawn)), seen.imputed)
+    bound = choose_objective(problem.model, guide, program, seen, drawn, elbo, num_particles)
+    if seen.enumerated and elbo is None:
+        with torch.no_grad():
+            program.verify(program.graph(first.args, first.kwargs, intervention), seen)
+    plates = frozenset() if batches is None else batch_plates(problem.model, first)
+    guided = any(is_latent(site) for site in drawn.nodes.values())
+    return Prepared(bound, GuideInference(program, guide, problem.space, guided), plates)
+
+
+def _look(problem: Problem, guide: Guide, first: Batch) -> tuple[poutine.Trace, Intervention, Survey]:
+    with torch.no_grad():
+        drawn, intervention = draw_guide(guide, first.args, first.kwargs, {})
+        return drawn, intervention, survey(problem.model, first.args, first.kwargs, intervention)
+
+
+def _nesting(trace: poutine.Trace) -> int:
+    frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+    return max((-f.dim for f in frames if f.vectorized), default=0)
+
+
+def _automatic_guide(problem: Problem, first: Batch, batches: Batches | None) -> Guide:
+    """No sites where all latents are finite; a mean-field normal guide over the continuous ones."""
+    seen = survey(problem.model, first.args, first.kwargs, Intervention())
+    if not seen.others:
+        return _no_sites
+    unbounded = [n for n in seen.others if getattr(seen.site(n)["fn"].support, "is_discrete", False)]
+    if unbounded:
+        raise ModelError(
+            f"No automatic guide exists for the discrete latents {unbounded}, whose support cannot be enumerated. Write a guide "
+            "that samples them and pass it as SVI(guide)."
+        )
+    local = [n for n in seen.others if seen.data_plate_of(n) is not None]
+    if local and batches is not None:
+        raise ModelError(
+            f"The latents {local} have one value per datum, and an automatic guide has no way to carry them from one minibatch "
+            "to another. Write an amortised guide that computes them from the batch, and pass it as SVI(guide)."
+        )
+    return AutoNormal(poutine.block(problem.model, expose=list(seen.others)))
+
+
+def _no_sites(*args: Any, **kwargs: Any) -> None:
+    """A guide for models whose latents are all summed out."""
