@@ -12,7 +12,7 @@ import torch
 from models import REGISTRY, load_model
 from pyro_em import EM, SVI, FitResult, fit
 
-LARGEST_SHOWN = 64
+LARGEST_SHOWN = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Variable
 from pyro_em.graph.missing import log_prob
-from pyro_em.graph.trace import Site, is_subsample
+from pyro_em.graph.trace import Site, is_random
 
 __all__ = ["build_graph", "plates_of", "site_log_prob"]
 
@@ -28,7 +29,7 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
     Raises:
         ModelError: a log-probability has an axis that is neither a plate nor an enumerated latent, or a tensor scale.
     """
-    sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s) and n not in ignored}
+    sites = {n: s for n, s in trace.nodes.items() if is_random(s) and n not in ignored}
     by_id: dict[int, Variable] = {}
     layout: dict[str, Layout] = {}
     for name, site in sites.items():
@@ -56,10 +57,12 @@ def plates_of(site: Site, shape: torch.Size) -> dict[int, Plate]:
 
 def site_log_prob(site: Site) -> Tensor:
     """The site's log-density before any scale; a latent keeps its own under a mask, so that it still sums to one."""
-    value = log_prob(site)
-    if not site["is_observed"] and site["infer"].get("enumerate") == "parallel":
-        return value
-    return scale_and_mask(value, mask=site["mask"])
+    if site["is_observed"] or site["infer"].get("enumerate") != "parallel":
+        return scale_and_mask(log_prob(site), mask=site["mask"])
+    fn = site["fn"]
+    while isinstance(fn, MaskedDistribution):  # Pyro would count a masked latent as one of uniform weights 1
+        fn = fn.base_dist
+    return fn.log_prob(site["value"])
 
 
 def _variable(name: str, site: Site) -> tuple[Variable, Layout]:

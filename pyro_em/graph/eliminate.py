@@ -110,7 +110,7 @@ def clique_posteriors(graph: FactorGraph) -> Cliques:
         next(gradients) if t.requires_grad else torch.tensor(f.scale, dtype=torch.float64)
         for f, t in zip(graph.factors, tables, strict=True)
     )
-    return Cliques(float(total), weights)
+    return Cliques(float(total.detach()), weights)
 
 
 def expected_log_joint(graph: FactorGraph, weights: Sequence[Tensor]) -> Tensor:
@@ -156,7 +156,7 @@ def index_table(table: Tensor, dims: Sequence[Dim], states: dict[Variable, Tenso
 def _spread(states: Tensor, own: Sequence[Plate], plates: Sequence[Plate], trailing: int) -> Tensor:
     """State numbers (samples, *own plates) viewed over (samples, *plates, ``trailing`` singletons)."""
     order = [own.index(p) for p in plates if p in own]
-    states = states.permute(0, *(1 + i for i in order))
+    states = states.permute([0, *(1 + i for i in order)])
     return states.reshape(states.shape[0], *(p.size if p in own else 1 for p in plates), *[1] * trailing)
 
 

@@ -113,12 +113,12 @@ class Layout:
         n = len(self.plate_dims)
         lead = table.dim() - n - trailing
         order = sorted(range(n), key=lambda i: self.plate_dims[i])
-        table = table.permute(*range(lead), *(lead + i for i in order), *range(lead + n, table.dim()))
+        table = table.permute([*range(lead), *(lead + i for i in order), *range(lead + n, table.dim())])
         rank = -min(self.plate_dims, default=0)
         shape = [1] * rank
         for i in order:
             shape[self.plate_dims[i]] = table.shape[lead + order.index(i)]
-        return table.reshape(*table.shape[:lead], *shape, *table.shape[lead + n :])
+        return table.reshape([*table.shape[:lead], *shape, *table.shape[lead + n :]])
 
     def states(self, value: Tensor) -> Tensor:
         """State numbers, over the variable's plates, of a value in the model's shape."""
@@ -128,7 +128,7 @@ class Layout:
         hit = (value.unsqueeze(0) == support).flatten(1 + batch).all(-1) if event else value.unsqueeze(0) == support
         index = hit.long().argmax(0)
         own = [batch + dim for dim in self.plate_dims]
-        index = index.permute(*own, *(i for i in range(batch) if i not in own))
+        index = index.permute([*own, *(i for i in range(batch) if i not in own)])
         return index.reshape(index.shape[: len(own)])
 
     def values(self, index: Tensor) -> Tensor:

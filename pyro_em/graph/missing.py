@@ -58,16 +58,15 @@ def _stand_in(site: dict[str, Any], missing: Tensor) -> Tensor:
 
 @contextmanager
 def _without_validation(fn: Any) -> Iterator[None]:
-    layers, layer = [], fn
-    while layer is not None:
-        layers.append((layer, layer.__dict__.get("_validate_args")))
-        layer._validate_args = False
-        layer = getattr(layer, "base_dist", None)
+    """Pyro refuses NaN as outside the support before any mask is applied."""
+    layers = [fn]
+    while hasattr(layers[-1], "base_dist"):
+        layers.append(layers[-1].base_dist)
+    before = [layer._validate_args for layer in layers]
     try:
+        for layer in layers:
+            layer._validate_args = False
         yield
     finally:
-        for layer, before in layers:
-            if before is None:
-                del layer._validate_args
-            else:
-                layer._validate_args = before
+        for layer, flag in zip(layers, before, strict=True):
+            layer._validate_args = flag

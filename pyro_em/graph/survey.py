@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import plates_of, site_log_prob, unknown_axis
-from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_subsample, run
+from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_random, is_subsample, run
 
 __all__ = ["Survey", "survey"]
 
@@ -72,7 +72,7 @@ def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interven
             subsampled=tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_partial(s)),
         )
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and not is_subsample(site):
+            if is_random(site):
                 _check_batch_shape(name, site)
     return result
 
@@ -98,7 +98,7 @@ def _data_plates(trace: poutine.Trace, enumerated: tuple[str, ...]) -> frozenset
     return frozenset(
         frame.name
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not is_subsample(site)
+        if is_random(site)
         for frame in site["cond_indep_stack"]
         if name in enumerated or (site["is_observed"] and type(site["fn"]).__name__ != "Unit")
     )

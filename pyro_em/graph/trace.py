@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_em.errors import ModelError
 
-__all__ = ["Intervention", "can_enumerate", "is_latent", "is_subsample", "run", "run_enumerated"]
+__all__ = ["Intervention", "can_enumerate", "is_latent", "is_random", "is_subsample", "run", "run_enumerated"]
 
 Site = dict[str, Any]
 
@@ -22,6 +22,11 @@ Site = dict[str, Any]
 def is_subsample(site: Site) -> bool:
     """Whether a sample site is a plate drawing its indices."""
     return isinstance(site["fn"], _Subsample)
+
+
+def is_random(site: Site) -> bool:
+    """Whether a trace node has a density: an observation, a latent or a ``pyro.factor``, not ``pyro.deterministic``."""
+    return site["type"] == "sample" and not is_subsample(site) and not site["infer"].get("_deterministic")
 
 
 def is_latent(site: Site) -> bool:
