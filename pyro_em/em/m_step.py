@@ -19,9 +19,13 @@ from pyro_em.optim import Optimizer, OptimizerSpec
 __all__ = ["Ascent", "GradientMStep"]
 
 LBFGS = functools.partial(
-    torch.optim.LBFGS, max_iter=50, history_size=20, tolerance_grad=1e-8, tolerance_change=1e-11,
+    torch.optim.LBFGS,
+    max_iter=20,
+    history_size=20,
+    tolerance_grad=1e-8,
+    tolerance_change=1e-10,
     line_search_fn="strong_wolfe",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class GradientMStep:
 
     Args:
         optim: a ``pyro.optim`` object, or a callable that makes a torch optimiser from parameters, such as
-            ``partial(torch.optim.Adam, lr=1e-2)``. Default: L-BFGS with a strong-Wolfe line search, run to its maximum
-            or 50 iterations.
+            ``partial(torch.optim.Adam, lr=1e-2)``. Default: L-BFGS with a strong-Wolfe line search, at most 20
+            iterations; where Q must be maximised to the last digit, pass one with a larger ``max_iter``.
         num_steps: optimiser updates per M-step.
 
     Raises:
@@ -63,30 +67,37 @@ class Ascent:
 
     def maximise(self, q: Callable[[], Tensor], start: float) -> bool:
         """Raise ``q`` in place from its present value ``start``; whether the update was accepted."""
-        before = [leaf.detach().clone() for leaf in self.leaves.values()]
+        before = self._copies()
         optimizer = self._ready()
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                loss = -q()
-                loss.backward()
-            return loss.detach()
-
-        for _ in range(self.spec.num_steps):
-            optimizer.step(closure)
-        optimizer.zero_grad()
-        with torch.no_grad():
-            after = float(q())
+        after = _climb(q, optimizer, self.spec.num_steps)
         if after >= start - rounding(start, self.dtype) and self._finite():
             self.rejections = 0
             return True
-        for leaf, value in zip(self.leaves.values(), before, strict=True):
-            leaf.data.copy_(value)
+        self._restore(before)
         self.rejections += 1
         self._shrink *= 0.5
         optimizer.scale_learning_rate(0.5)
         return False
+
+    def shortfall(self, q: Callable[[], Tensor]) -> float:
+        """How far ``q`` is from its maximum, in nats, by a long L-BFGS run that is then undone.
+
+        An M-step of a few updates can creep along far from the maximum of Q, and its small gains would pass for
+        convergence.
+        """
+        before = self._copies()
+        with torch.no_grad():
+            start = float(q())
+        after = _climb(q, Optimizer(functools.partial(LBFGS, max_iter=100), self.leaves), 1)
+        self._restore(before)
+        return max(after - start, 0.0)
+
+    def _copies(self) -> list[Tensor]:
+        return [leaf.detach().clone() for leaf in self.leaves.values()]
+
+    def _restore(self, values: list[Tensor]) -> None:
+        for leaf, value in zip(self.leaves.values(), values, strict=True):
+            leaf.data.copy_(value)
 
     def _ready(self) -> Optimizer:
         if self._optimizer is None or isinstance(self._optimizer.torch, torch.optim.LBFGS):
@@ -96,3 +107,20 @@ class Ascent:
 
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(leaf).all()) for leaf in self.leaves.values())
+
+
+def _climb(q: Callable[[], Tensor], optimizer: Optimizer, num_steps: int) -> float:
+    """Update the optimiser's leaves ``num_steps`` times; ``q`` where they end."""
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = -q()
+            loss.backward()
+        return loss.detach()
+
+    for _ in range(num_steps):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+    with torch.no_grad():
+        return float(q())

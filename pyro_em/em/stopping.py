@@ -7,9 +7,13 @@ gain alone stops far from the optimum whenever a is near one.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
-__all__ = ["remaining_gain", "rounding"]
+__all__ = ["WINDOW", "remaining_gain", "rounding"]
+
+WINDOW = 3
 
 
 def rounding(objective: float, dtype: torch.dtype) -> float:
@@ -25,11 +29,15 @@ def remaining_gain(gains: tuple[float, ...], noise: float) -> float:
         noise: gains below this count as none.
 
     Returns:
-        The Aitken estimate from the last two gains; infinite while they do not shrink, or are too few to tell.
+        The Aitken estimate from the last two gains, with the larger of the last two ratios: an M-step that stops short of
+        its maximum makes the ratios jump, and a small one by chance would end the run. Infinite while gains do not shrink,
+        or are too few to tell; zero once there have been none for three iterations.
     """
-    if gains and gains[-1] <= noise:
-        return 0.0
-    if len(gains) < 2 or gains[-2] <= 0.0:
+    if len(gains) < WINDOW:
         return float("inf")
-    ratio = gains[-1] / gains[-2]
+    if max(gains[-WINDOW:]) <= noise:
+        return 0.0
+    if min(gains[-WINDOW:-1]) <= noise:
+        return float("inf")
+    ratio = max(later / earlier for earlier, later in itertools.pairwise(gains[-WINDOW:]))
     return gains[-1] * ratio / (1.0 - ratio) if ratio < 1.0 else float("inf")

@@ -11,13 +11,14 @@ import warnings
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import pyro
 import torch
 from torch import Tensor
 
 from pyro_em.em.checks import prepare
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import Ascent, GradientMStep
-from pyro_em.em.stopping import remaining_gain, rounding
+from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
 from pyro_em.errors import DecreaseError, StartError
 from pyro_em.graph import Cliques, Intervention, clique_posteriors, expected_log_joint
 from pyro_em.problem import Problem
@@ -111,11 +112,12 @@ class EM:
     def step(self, problem: Problem, state: EMState) -> tuple[EMState, StepInfo]:
         """One iteration: M-step with the posterior at hand, then E-step at the new parameters."""
         before = problem.space.snapshot()
-        accepted = self._m_step(problem, state)
-        if state.stochastic:
-            state.intervention.subsample.clear()
-        new = self._e_step(problem, state) if accepted or state.stochastic else state
-        new = self._judge(problem, state, replace(new, step=state.step + 1), before, accepted)
+        with pyro.validation_enabled(False):  # the first run was validated
+            accepted = self._m_step(problem, state)
+            if state.stochastic:
+                state.intervention.subsample.clear()
+            new = self._e_step(problem, state) if accepted or state.stochastic else state
+            new = self._judge(problem, state, replace(new, step=state.step + 1), before, accepted)
         return new, StepInfo(new.step, new.objective)
 
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
@@ -134,15 +136,21 @@ class EM:
         prior = float(graph.log_prior()) if self._counts_priors(state) else 0.0
         return replace(state, cliques=cliques, objective=cliques.log_evidence + prior)
 
-    def _m_step(self, problem: Problem, state: EMState) -> bool:
-        def q() -> Tensor:
-            graph = state.inference.graph(problem.args, problem.kwargs, state.intervention)
-            value = expected_log_joint(graph, state.cliques.weights)
-            return value + graph.log_prior() if self._counts_priors(state) else value
+    def _q(self, problem: Problem, state: EMState) -> Tensor:
+        """Q at the parameters in place, under the posterior of ``state``."""
+        graph = state.inference.graph(problem.args, problem.kwargs, state.intervention)
+        value = expected_log_joint(graph, state.cliques.weights)
+        return value + graph.log_prior() if self._counts_priors(state) else value
 
+    def _m_step(self, problem: Problem, state: EMState) -> bool:
         with torch.no_grad():
-            start = float(q())
-        return state.ascent.maximise(q, start)
+            start = float(self._q(problem, state))
+        return state.ascent.maximise(lambda: self._q(problem, state), start)
+
+    def _is_done(self, problem: Problem, state: EMState, noise: float) -> bool:
+        if self.tol == 0 or remaining_gain(state.gains, noise) >= self.tol:
+            return False
+        return state.ascent.shortfall(lambda: self._q(problem, state)) < max(self.tol, noise)
 
     def _judge(
         self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor], accepted: bool
@@ -158,9 +166,9 @@ class EM:
             return replace(old, step=new.step, status=Status.NON_FINITE)
         if gain < -noise:
             return self._fallen(problem, old, new, before)
-        gains = (*old.gains, gain)[-2:]
-        done = self.tol > 0 and remaining_gain(gains, noise) < self.tol
-        return replace(new, gains=gains, status=Status.CONVERGED if done else Status.RUNNING)
+        gains = (*old.gains, gain)[-WINDOW:]
+        new = replace(new, gains=gains)
+        return replace(new, status=Status.CONVERGED) if self._is_done(problem, new, noise) else new
 
     def _fallen(self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor]) -> EMState:
         message = (
