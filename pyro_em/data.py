@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
 
-__all__ = ["Batch", "Batches", "find_loader", "open_batches"]
+__all__ = ["Batch", "Batches", "find_loader", "open_batches", "whole"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,17 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
     rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
     if not rows:
         raise ValueError("batch_size= cuts tensors along their first dimension; the model's arguments hold no tensor.")
-    named = [*enumerate(args), *kwargs.items()]
-    sliced = frozenset(k for k, a in named if isinstance(a, Tensor) and a.dim() and len(a) == rows)
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    sliced: frozenset[int | str] = frozenset(
+        k for k, a in named if isinstance(a, Tensor) and a.dim() and len(a) == rows
+    )
     return Batches(args, kwargs, rows, min(batch_size, rows), None, sliced)
+
+
+def whole(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with a ``DataLoader`` among them, if any, replaced by all its data."""
+    batches = open_batches(args, kwargs, None)
+    return (args, kwargs) if batches is None else batches.whole()
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:

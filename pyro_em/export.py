@@ -30,6 +30,7 @@ def to_arviz(
     params: Mapping[str, Tensor],
     history: pd.DataFrame,
     num_samples: int,
+    num_chains: int,
 ) -> Any:
     """Posterior draws and what ArviZ needs beside them.
 
@@ -41,7 +42,8 @@ def to_arviz(
         data: the model's arguments.
         params: fitted parameters by name.
         history: the fit's history.
-        num_samples: number of draws, all in one chain.
+        num_samples: draws in each chain.
+        num_chains: number of chains; draws are independent, so chains only serve ArviZ's diagnostics.
 
     Returns:
         Groups ``posterior``; ``log_likelihood`` (per datum, latents summed out, so that its sum is the log evidence; only
@@ -49,10 +51,11 @@ def to_arviz(
         are named after plates.
     """
     posterior = inference.posterior(*data)
-    draws = posterior.sample(num_samples)
-    seen = survey(model, *data, Intervention(given={n: v[0] for n, v in draws.items()})).trace
+    lead = (num_chains, num_samples)
+    draws = {n: v.unflatten(0, lead) for n, v in posterior.sample(num_chains * num_samples).items()}
+    seen = survey(model, *data, Intervention(given={n: v[0, 0] for n, v in draws.items()})).trace
     latents = {n: (v, _dims(n, seen)) for n, v in draws.items()}
-    repeated = {n: (v.expand(num_samples, *v.shape), None) for n, v in params.items() if n not in draws}
+    repeated = {n: (v.expand(*lead, *v.shape), None) for n, v in params.items() if n not in draws}
     groups = {
         "posterior": _dataset({**repeated, **latents}, lead=("chain", "draw")),
         "observed_data": _dataset({n: (v, _dims(n, seen)) for n, v in _observed(seen).items()}, lead=()),
@@ -61,13 +64,13 @@ def to_arviz(
     pointwise = _log_likelihoods(posterior, seen)
     if pointwise:
         groups["log_likelihood"] = _dataset(
-            {n: (v.expand(num_samples, *v.shape), d) for n, (v, d) in pointwise.items()}, lead=("chain", "draw")
+            {n: (v.expand(*lead, *v.shape), d) for n, (v, d) in pointwise.items()}, lead=("chain", "draw")
         )
     return _tree({name: dataset.assign_attrs(inference_library="pyro_em") for name, dataset in groups.items()})
 
 
 def _tree(groups: Mapping[str, xr.Dataset]) -> Any:
-    if hasattr(az, "InferenceData"):
+    if "InferenceData" in vars(az):  # ArviZ 1 answers hasattr with a shim
         return az.InferenceData(**groups)
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
 
@@ -88,9 +91,9 @@ def _dataset(variables: Mapping[str, tuple[Tensor, tuple[Dims, int] | None]], le
 def _array(name: str, value: Tensor, dims: tuple[Dims, int] | None, lead: tuple[str, ...]) -> xr.DataArray:
     """Axes that no plate declares and that have one entry are dropped; the others get a name of their own."""
     array = value.detach().cpu().numpy()
-    array = array[None] if lead else array
     plates, event = dims if dims is not None else ({}, array.ndim)
-    names, keep = list(lead), [slice(None)] * len(lead)
+    names = list(lead)
+    keep: list[slice | int] = [slice(None)] * len(lead)
     for position in range(len(lead), array.ndim):
         dim = position - (array.ndim - event)
         if dim < 0 and dim not in plates and array.shape[position] == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro.optim import PyroLRScheduler
@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["Optimizer", "OptimizerSpec"]
 
-OptimizerSpec = PyroOptim | Callable[[Iterable[Any]], torch.optim.Optimizer]
+OptimizerSpec: TypeAlias = PyroOptim | Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
 class Optimizer:

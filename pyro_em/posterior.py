@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.graph import (
+    Dim,
     Factor,
     FactorGraph,
     Plate,
@@ -86,9 +87,13 @@ class ExactPosterior:
         plates = max((v.plates for v in variables), key=len, default=())
         if any(not set(v.plates) <= set(plates) for v in variables):
             raise ValueError(f"The plates of {list(names)} are not nested, so their joint is not one table per datum.")
-        shape = [d.size for d in (*plates, *variables)]
+        dims: tuple[Dim, ...] = (*plates, *variables)
         probe = Factor(
-            f"joint{names}", plates, variables, torch.zeros(shape, dtype=torch.float64), self._scale(variables)
+            f"joint{names}",
+            plates,
+            variables,
+            torch.zeros([d.size for d in dims], dtype=torch.float64),
+            self._scale(variables),
         )
         graph = self.graph.with_factors(probe)
         table = clique_posteriors(graph).weights[-1] / probe.scale
@@ -135,7 +140,7 @@ class ExactPosterior:
         found: dict[str, Tensor] = {}
         for plates, term in self._terms:
             name = plates[0].name if plates else ""
-            term = term.sum(list(range(1, term.dim()))) if plates else term.reshape(1)
+            term = term.flatten(1).sum(1) if term.dim() > 1 else term.reshape(-1)
             found[name] = found[name] + term if name in found else term
         return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from pyro_em.data import whole
 from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
@@ -93,11 +94,23 @@ class FitResult:
         """
         return posterior_guide(self._checked_inference, self.use)
 
-    def to_arviz(self, num_samples: int = 100, seed: int | None = None) -> Any:
-        """An ArviZ object: posterior, log_likelihood, observed_data and sample_stats; see :func:`~pyro_em.export.to_arviz`."""
+    def to_arviz(self, num_samples: int = 50, num_chains: int = 4, seed: int | None = None) -> Any:
+        """An ArviZ object: posterior, log_likelihood, observed_data, sample_stats.
+
+        Parameters are point estimates and repeat over the draws; latents are drawn from their posterior. The sum of
+        ``log_likelihood`` over data is ``log_evidence``; it is left out where that is not exact. See
+        :func:`pyro_em.export.to_arviz`.
+
+        Args:
+            num_samples: draws in each chain.
+            num_chains: number of chains.
+            seed: start of the random stream; ``None`` copies the caller's present state.
+        """
         with self.use(), isolated_rng(seed):
             data = self._arguments((), {})
-            return to_arviz(self.model, self._checked_inference, data, self.params, self.history, num_samples)
+            return to_arviz(
+                self.model, self._checked_inference, data, self.params, self.history, num_samples, num_chains
+            )
 
     @property
     def _checked_inference(self) -> Inference:
@@ -105,7 +118,7 @@ class FitResult:
         return self._inference
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (args, kwargs) if args or kwargs else (self.args, self.kwargs)
+        return whole(args, kwargs) if args or kwargs else whole(self.args, self.kwargs)
 
     def __repr__(self) -> str:
         evidence = "" if self.log_evidence is None else f", log_evidence={self.log_evidence:.4f}"

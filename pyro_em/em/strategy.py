@@ -23,7 +23,7 @@ from pyro_em.errors import DecreaseError, StartError
 from pyro_em.graph import Cliques, Intervention, clique_posteriors, expected_log_joint
 from pyro_em.problem import Problem
 from pyro_em.status import Status
-from pyro_em.strategy import Evaluation, StepInfo
+from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
 
 __all__ = ["EM", "EMState"]
 
@@ -123,7 +123,7 @@ class EM:
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
         """The objective of the parameters in place; under subsampled plates, of the last subsample."""
         evidence = None if state.stochastic else state.cliques.log_evidence
-        kind = "log_joint" if self._counts_priors(state) else "log_evidence"
+        kind: ObjectiveKind = "log_joint" if self._counts_priors(state) else "log_evidence"
         return Evaluation(state.objective, kind, evidence)
 
     def _counts_priors(self, state: EMState) -> bool:

@@ -9,13 +9,14 @@ from pyro_em.graph.eliminate import (
     maximise,
     sample,
 )
-from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Variable
+from pyro_em.graph.factor import Dim, Factor, FactorGraph, Layout, Plate, Variable
 from pyro_em.graph.program import Program
 from pyro_em.graph.survey import Survey, survey
 from pyro_em.graph.trace import Intervention
 
 __all__ = [
     "Cliques",
+    "Dim",
     "Factor",
     "FactorGraph",
     "Intervention",

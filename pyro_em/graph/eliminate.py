@@ -191,7 +191,8 @@ def sample(graph: FactorGraph, samples: int) -> tuple[dict[str, Tensor], dict[st
         State numbers by site, of shape (samples, *plates of the variable), and the log-probability of each given the
         states drawn before it; over all sites these add up to the log-density of the joint draw.
     """
-    plan, products = plan_for(graph), []
+    plan = plan_for(graph)
+    products: list[Tensor] = []
     with torch.no_grad():
         _forward(graph, plan, logsumexp, keep=products)
         return _backward(plan, products, _draw, samples)
@@ -199,7 +200,8 @@ def sample(graph: FactorGraph, samples: int) -> tuple[dict[str, Tensor], dict[st
 
 def maximise(graph: FactorGraph) -> dict[str, Tensor]:
     """The most probable joint assignment (Viterbi, for a chain): state numbers by site, in the variable's plates."""
-    plan, products = plan_for(graph), []
+    plan = plan_for(graph)
+    products: list[Tensor] = []
     with torch.no_grad():
         _forward(graph, plan, lambda t: t.amax(-1), keep=products)
         states, _ = _backward(plan, products, lambda t: t.argmax(-1), 1)

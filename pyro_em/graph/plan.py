@@ -135,7 +135,7 @@ class _Builder:
         for i in inputs:
             del self.live[i]
         rest = tuple(sorted({u for s in scopes for u in s.variables} - {v}, key=lambda u: u.name))
-        dims = (*plates, *rest, v)
+        dims: tuple[Dim, ...] = (*plates, *rest, v)
         _check_scales(v, scopes)
         _check_size(v, dims)
         self.steps.append(SumOut(inputs, dims))

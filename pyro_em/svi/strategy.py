@@ -151,8 +151,9 @@ class SVI:
         """The bound over all data at the parameters in place, and the exact log evidence where there is one."""
         with pyro.validation_enabled(False):
             evidence = exact_evidence(state.inference.program, state.data)
-            exact = evidence is not None and not state.inference.guided
-            objective = evidence if exact else bound_over_all(state.bound, state.data)
+            if evidence is not None and not state.inference.guided:
+                return Evaluation(evidence, "elbo", evidence)  # nothing is left to the guide: the bound is tight
+            objective = bound_over_all(state.bound, state.data)
         return Evaluation(objective, "elbo", evidence)
 
 
