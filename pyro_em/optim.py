@@ -48,24 +48,18 @@ class Optimizer:
             )
 
     def _from_pyro(self, spec: PyroOptim) -> torch.optim.Optimizer:
-        constructor, args_for = spec.pt_optim_constructor, spec.pt_optim_args
+        args = spec.pt_optim_args
+        optimizer = spec.pt_optim_constructor(self._groups(args), **({} if callable(args) else args))
         if isinstance(spec, PyroLRScheduler):
-            schedule_args = dict(args_for) if isinstance(args_for, dict) else dict(args_for(""))
-            inner, inner_args = schedule_args.pop("optimizer"), schedule_args.pop("optim_args")
-            self._clip = self._clips(spec)
-            optimizer = inner(self._groups(inner_args), **_defaults(inner_args))
-            self._scheduler = constructor(optimizer, **schedule_args)
-            return optimizer
-        self._clip = self._clips(spec)
-        return constructor(self._groups(args_for), **_defaults(args_for))
+            self._scheduler = spec.pt_scheduler_constructor(optimizer, **spec.kwargs)
+        clips = [(leaf, _per_param(spec.pt_clip_args, name)) for name, leaf in self._leaves.items()]
+        self._clip = [(leaf, clip) for leaf, clip in clips if clip]
+        return optimizer
 
     def _groups(self, args: Any) -> list[dict[str, Any]]:
-        groups = [{"params": [leaf], **_per_param(args, name)} for name, leaf in self._leaves.items()]
-        return groups if callable(args) else [{"params": list(self._leaves.values())}]
-
-    def _clips(self, spec: PyroOptim) -> list[tuple[Tensor, dict[str, float]]]:
-        clips = [(leaf, _per_param(spec.pt_clip_args, name)) for name, leaf in self._leaves.items()]
-        return [(leaf, clip) for leaf, clip in clips if clip]
+        if not callable(args):
+            return [{"params": list(self._leaves.values())}]
+        return [{"params": [leaf], **_per_param(args, name)} for name, leaf in self._leaves.items()]
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update once from the gradients in place, or as often as the optimiser calls ``closure``."""
@@ -89,10 +83,6 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self.torch.zero_grad(set_to_none=True)
-
-
-def _defaults(args: Any) -> dict[str, Any]:
-    return {} if callable(args) else dict(args)
 
 
 def _per_param(args: Any, name: str) -> dict[str, Any]:

@@ -65,8 +65,6 @@ class Intervention(Messenger):
         if msg["is_observed"]:
             return
         if msg["name"] in self.given:
-            msg["value"] = self.given[msg["name"]]
-            msg["done"] = True
             msg["infer"] = {**msg["infer"], "enumerate": None}
         elif self.enumerate_all and can_enumerate(msg):
             msg["infer"] = {**msg["infer"], "enumerate": "parallel", "expand": False, "num_samples": None}
@@ -80,12 +78,26 @@ class Intervention(Messenger):
             self.subsample[msg["name"]] = msg["value"]
 
 
+class _Give(Messenger):
+    """Set the given latents. It stands outside :class:`EnumMessenger`, which overlooks sites that are done, and so their
+    dependence on enumerated latents.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.given = given
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.given and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.given[msg["name"]], True
+
+
 Model = Callable[..., Any]
 
 
 def run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> poutine.Trace:
     """A plain trace: latents that are not given are drawn."""
-    with poutine.trace() as tracer, intervention:
+    with poutine.trace() as tracer, _Give(intervention.given), intervention:
         model(*args, **kwargs)
     return tracer.trace
 
@@ -100,7 +112,7 @@ def run_enumerated(
     """
     with poutine.trace() as tracer:
         try:
-            with EnumMessenger(first_available_dim=-1 - max_plate_nesting), intervention:
+            with _Give(intervention.given), EnumMessenger(first_available_dim=-1 - max_plate_nesting), intervention:
                 model(*args, **kwargs)
         except Exception as error:
             raise ModelError(_broken_run(tracer.trace, error)) from error
