@@ -30,9 +30,7 @@ DATA = Path(__file__).parent / "data" / "lsat6.csv"
 # What `simulate` draws from.
 TRUTH = {
     "weights": torch.tensor([0.35, 0.65], dtype=torch.float64),
-    "probs": torch.tensor(
-        [[0.1, 0.2, 0.15, 0.3, 0.1, 0.25], [0.9, 0.7, 0.8, 0.85, 0.6, 0.75]], dtype=torch.float64
-    ),
+    "probs": torch.tensor([[0.1, 0.2, 0.15, 0.3, 0.1, 0.25], [0.9, 0.7, 0.8, 0.85, 0.6, 0.75]], dtype=torch.float64),
 }
 
 

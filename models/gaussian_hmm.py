@@ -52,9 +52,7 @@ def model(x: Tensor, lengths: Tensor | None = None, num_states: int = 2) -> None
     init = pyro.param("init", x.new_full((K,), 1 / K), constraint=constraints.simplex)
     trans = pyro.param("trans", x.new_full((K, K), 1 / K), constraint=constraints.simplex)
     locs = pyro.param("locs", lambda: start_locs(x[used], K))
-    scales = pyro.param(
-        "scales", lambda: x[used].std().expand(K).clone(), constraint=constraints.positive
-    )
+    scales = pyro.param("scales", lambda: x[used].std().expand(K).clone(), constraint=constraints.positive)
     with pyro.plate("sequences", B):
         z = None
         for t in pyro.markov(range(T)):

@@ -30,9 +30,7 @@ DATA = Path(__file__).parent / "data" / "faithful.csv"
 TRUTH = {
     "weights": torch.tensor([0.4, 0.6], dtype=torch.float64),
     "locs": torch.tensor([[2.0, 54.0], [4.3, 80.0]], dtype=torch.float64),
-    "scale_trils": torch.tensor(
-        [[[0.3, 0.0], [1.5, 5.5]], [[0.4, 0.0], [2.3, 5.5]]], dtype=torch.float64
-    ),
+    "scale_trils": torch.tensor([[[0.3, 0.0], [1.5, 5.5]], [[0.4, 0.0], [2.3, 5.5]]], dtype=torch.float64),
 }
 
 
@@ -45,9 +43,7 @@ def model(x: Tensor, num_components: int = 2) -> Tensor:
     K = num_components
     weights = pyro.param("weights", x.new_full((K,), 1 / K), constraint=constraints.simplex)
     locs = pyro.param("locs", lambda: start_locs(x, K))
-    scale_trils = pyro.param(
-        "scale_trils", lambda: start_scale_trils(x, K), constraint=constraints.lower_cholesky
-    )
+    scale_trils = pyro.param("scale_trils", lambda: start_scale_trils(x, K), constraint=constraints.lower_cholesky)
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
         pyro.sample("x", dist.MultivariateNormal(locs[z], scale_tril=scale_trils[z]), obs=x)

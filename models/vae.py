@@ -41,9 +41,7 @@ class Decoder(nn.Module):
 
     def __init__(self, num_pixels: int, latent_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.logits = nn.Sequential(
-            nn.Linear(latent_dim, hidden_dim), nn.Softplus(), nn.Linear(hidden_dim, num_pixels)
-        )
+        self.logits = nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.Softplus(), nn.Linear(hidden_dim, num_pixels))
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=self.logits(z)).to_event(1)

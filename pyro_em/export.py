@@ -34,7 +34,8 @@ def to_arviz(
 ) -> Any:
     """Posterior draws and what ArviZ needs beside them.
 
-    Parameters are point estimates, so they are repeated over the draws; latents are drawn from their posterior given them.
+    Parameters are point estimates, so they are repeated over the draws; latents are drawn from their posterior given
+    them.
 
     Args:
         model: the fitted model.
@@ -46,9 +47,9 @@ def to_arviz(
         num_chains: number of chains; draws are independent, so chains only serve ArviZ's diagnostics.
 
     Returns:
-        Groups ``posterior``; ``log_likelihood`` (per datum, latents summed out, so that its sum is the log evidence; only
-        where that is exact and a sum over data); ``observed_data``; ``sample_stats`` (the objective by step). Dimensions
-        are named after plates.
+        Groups ``posterior``; ``log_likelihood`` (per datum, latents summed out, so that its sum is the log evidence;
+        only where that is exact and a sum over data); ``observed_data``; ``sample_stats`` (the objective by step).
+        Dimensions are named after plates.
     """
     posterior = inference.posterior(*data)
     lead = (num_chains, num_samples)

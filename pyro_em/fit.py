@@ -56,6 +56,17 @@ def fit(
     Raises:
         ModelError: the strategy cannot treat the model; the message names the site and the way out.
         StartError: starting values that cannot be used.
+
+    >>> import pyro, torch, pyro.distributions as dist
+    >>> from pyro_em import EM, fit
+    >>> def model(x):
+    ...     p = pyro.param("p", torch.tensor(0.3), constraint=dist.constraints.unit_interval)
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Bernoulli(p))
+    ...         pyro.sample("x", dist.Normal(4.0 * z, 1.0), obs=x)
+    >>> result = fit(model, torch.tensor([-0.2, 0.1, 3.9, 4.2]), strategy=EM(), progress=False)
+    >>> result.converged, round(result.params["p"].item(), 3)
+    (True, 0.5)
     """
     space = ParamSpace(model, getattr(strategy, "guide", None), args, kwargs)
     problem = Problem(model, args, kwargs, space, lambda: _start(space, init))

@@ -3,8 +3,8 @@
 This is the only module that touches Pyro's param store. While a :class:`ParamSpace` is active the global store is a
 private one; when it closes, the store, every module parameter that the model registered, every buffer and every
 ``requires_grad`` leaf hold what they held before. Values live in unconstrained coordinates: a leaf found in the store
-is *the* tensor that ``pyro.param``, ``PyroParam`` and ``pyro.module`` all see, so values are copied into it and the leaf
-itself is never replaced.
+is *the* tensor that ``pyro.param``, ``PyroParam`` and ``pyro.module`` all see, so values are copied into it and the
+leaf itself is never replaced.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class FitResult:
     def predict(self, *args: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior predictive draws of every sample site.
 
-        Latents are drawn from their posterior given the arguments (none: the training data), then every observed site is
-        drawn anew given them. Arguments under which nothing is observed give draws from the fitted model.
+        Latents are drawn from their posterior given the arguments (none: the training data), then every observed site
+        is drawn anew given them. Arguments under which nothing is observed give draws from the fitted model.
 
         Returns:
             By site, a tensor of shape (num_samples, *the site's shape).

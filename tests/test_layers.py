@@ -211,7 +211,7 @@ def made_up(**files: str) -> list[Source]:
         ("pyro_em__em__loop", "from ..svi import elbo"),
         ("pyro_em__em__loop", "from .. import svi"),
         ("pyro_em__em__loop", "def f():\n    import pyro_em.fit"),
-        ("pyro_em__posterior", "from .export import to_arviz"),
+        ("pyro_em__posterior", "from .em import EM"),
         ("pyro_em__graph__chain", "from pyro_em.families.normal import Normal"),
         ("pyro_em__params", "from pyro_em import __version__"),
         ("pyro_em__params", "if TYPE_CHECKING:\n    from .result import FitResult"),

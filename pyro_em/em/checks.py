@@ -42,8 +42,8 @@ def prepare(problem: Problem) -> Prepared:
     problem.space.track()
     if not seen.enumerated and not problem.space.leaves():
         raise ModelError(
-            "The model has no latent to sum out and no parameter to maximise over. Declare parameters with pyro.param, or "
-            "latents with pyro.sample without obs=."
+            "The model has no latent to sum out and no parameter to maximise over. Declare parameters with pyro.param, "
+            "or latents with pyro.sample without obs=."
         )
     problem.start()
     problem.space.check_start()
@@ -70,14 +70,15 @@ def _check_global(name: str, seen: Survey) -> None:
     if getattr(site["fn"].support, "is_discrete", False):
         raise ModelError(
             f"EM sums out latents with finite support, one at a time. Site {name!r} is a discrete latent ({kind}"
-            f"{_event(site)}) whose support Pyro cannot enumerate. If it is a vector, move its elements into a pyro.plate "
-            "instead of .to_event(); if it is unbounded, truncate it to a Categorical; or use strategy=SVI(guide)."
+            f"{_event(site)}) whose support Pyro cannot enumerate. If it is a vector, move its elements into a "
+            "pyro.plate instead of .to_event(); if it is unbounded, truncate it to a Categorical; or use "
+            "strategy=SVI(guide)."
         )
     plate = seen.data_plate_of(name)
     if plate is not None:
         raise ModelError(
-            f"EM sums out latents with finite support. Site {name!r} is {kind}. Give it a guide with strategy=SVI(guide), or "
-            f"point-estimate it by moving it out of plate {plate!r}."
+            f"EM sums out latents with finite support. Site {name!r} is {kind}. Give it a guide with "
+            f"strategy=SVI(guide), or point-estimate it by moving it out of plate {plate!r}."
         )
 
 
@@ -92,5 +93,5 @@ def _event(site: Site) -> str:
 
 
 def _initial_value(site: Site) -> Tensor:
-    """The prior median, as Pyro's autoguides start; a prior draw for vectors, since equal components would never part."""
+    """The prior median, as Pyro's autoguides start; a draw for vectors, lest components start equal and never part."""
     return site["value"] if site["fn"].event_dim else init_to_median(site)

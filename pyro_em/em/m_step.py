@@ -1,7 +1,7 @@
 """The gradient M-step: raise Q with the posterior held fixed, by any optimiser.
 
-Q(theta) = E_q[log p(x, z; theta)] is traced afresh at every evaluation, so whatever the model computes is differentiated.
-At the parameters of the E-step its gradient equals that of the log evidence (Fisher's identity).
+Q(theta) = E_q[log p(x, z; theta)] is traced afresh at every evaluation, so whatever the model computes is
+differentiated. At the parameters of the E-step its gradient equals that of the log evidence (Fisher's identity).
 """
 
 from __future__ import annotations

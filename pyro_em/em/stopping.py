@@ -1,8 +1,8 @@
 """When EM is done: how much is left to gain, not how small the last gain was.
 
 EM converges linearly, so gains shrink by a constant ratio a and the gain still to come is gain * a / (1 - a) (Aitken
-extrapolation; Boehning et al. 1994, "The distribution of the likelihood ratio for mixtures", eq. 10). A rule on the last
-gain alone stops far from the optimum whenever a is near one.
+extrapolation; Boehning et al. 1994, "The distribution of the likelihood ratio for mixtures of densities from the
+one-parameter exponential family"). A rule on the last gain alone stops far from the optimum whenever a is near one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def remaining_gain(gains: tuple[float, ...], noise: float) -> float:
         noise: gains below this count as none.
 
     Returns:
-        The Aitken estimate from the last two gains, with the larger of the last two ratios: an M-step that stops short of
-        its maximum makes the ratios jump, and a small one by chance would end the run. Infinite while gains do not shrink,
-        or are too few to tell; zero once there have been none for three iterations.
+        The Aitken estimate from the last two gains, with the larger of the last two ratios: an M-step that stops short
+        of its maximum makes the ratios jump, and a small one by chance would end the run. Infinite while gains do not
+        shrink, or are too few to tell; zero once there have been none for three iterations.
     """
     if len(gains) < WINDOW:
         return float("inf")

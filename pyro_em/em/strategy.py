@@ -1,8 +1,8 @@
 """EM: coordinate ascent on L(theta, q), with q the exact posterior.
 
 E-step: q = p(z | x; theta), so that L = log p(x; theta). M-step: raise Q(theta) = E_q[log p(x, z; theta)]. Since
-log p(x; theta') - log p(x; theta) >= Q(theta') - Q(theta), any M-step that does not lower Q does not lower the objective
-(Dempster, Laird & Rubin 1977, theorem 1), and one that does is undone.
+log p(x; theta') - log p(x; theta) >= Q(theta') - Q(theta), any M-step that does not lower Q does not lower the
+objective (Dempster, Laird & Rubin 1977, theorem 1), and one that does is undone.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class EM:
         state = self._e_step(problem, state)
         if not torch.isfinite(torch.tensor(state.objective)):
             raise StartError(
-                f"The objective at the start is {state.objective}. No step can improve on it: check the data for values "
-                "outside the support, and give init= values under which every datum is possible."
+                f"The objective at the start is {state.objective}. No step can improve on it: check the data for "
+                "values outside the support, and give init= values under which every datum is possible."
             )
         return state if leaves else replace(state, status=Status.CONVERGED)
 
@@ -172,8 +172,9 @@ class EM:
 
     def _fallen(self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor]) -> EMState:
         message = (
-            f"EM's objective fell from {old.objective:.10g} to {new.objective:.10g} at iteration {new.step}. The model is "
-            "probably not deterministic (dropout, random numbers outside pyro.sample), or float32 is too coarse here."
+            f"EM's objective fell from {old.objective:.10g} to {new.objective:.10g} at iteration {new.step}. The model "
+            "is probably not deterministic (dropout, random numbers outside pyro.sample), or float32 is too coarse "
+            "here."
         )
         if self.on_decrease == "raise":
             raise DecreaseError(message)

@@ -109,8 +109,9 @@ def unknown_axis(name: str, shape: torch.Size, dim: int, plates: Mapping[int, Pl
     """The message for a batch dimension that no plate declares."""
     declared = {d: p.name for d, p in plates.items()}
     return (
-        f"Site {name!r} has a log-probability of shape {tuple(shape)} whose dimension {dim} is not declared independent: its "
-        f"plates are {declared or 'none'}. Put the site inside `pyro.plate(...)`, or call `.to_event(n)` on its distribution."
+        f"Site {name!r} has a log-probability of shape {tuple(shape)} whose dimension {dim} is not declared "
+        f"independent: its plates are {declared or 'none'}. Put the site inside `pyro.plate(...)`, or call "
+        "`.to_event(n)` on its distribution."
     )
 
 
@@ -130,8 +131,8 @@ def _scale(name: str, site: Site) -> float:
     if isinstance(scale, Tensor):
         if scale.numel() != 1:
             raise ModelError(
-                f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}. Exact summation needs one scalar scale "
-                "for all sites that share a latent; repeat the data instead, or scale by a number."
+                f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}. Exact summation needs one scalar "
+                "scale for all sites that share a latent; repeat the data instead, or scale by a number."
             )
         scale = scale.item()
     return float(scale)

@@ -44,7 +44,8 @@ def _check_hidden(site: dict[str, Any]) -> None:
     if bool(seen.isnan().any()):
         raise ModelError(
             f"Site {site['name']!r} observes NaN that no mask hides. Hide missing entries, for instance by "
-            "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for entries."
+            "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for "
+            "entries."
         )
 
 

@@ -76,8 +76,8 @@ def plan_for(graph: FactorGraph) -> Plan:
     """The plan for a graph; graphs of the same structure share one.
 
     Raises:
-        ModelError: variables of crossed plates meet in one factor, sites that share a latent differ in scale, or a table
-            would not fit in memory.
+        ModelError: variables of crossed plates meet in one factor, sites that share a latent differ in scale, or a
+            table would not fit in memory.
     """
     return _plan(tuple(Scope(f.name, f.plates, f.scope, f.scale) for f in graph.factors))
 
@@ -172,8 +172,8 @@ def _check_scales(v: Variable, scopes: list[Scope]) -> None:
     if len({s.scale for s in scopes}) > 1:
         scales = ", ".join(f"{s.name}: {s.scale:g}" for s in scopes)
         raise ModelError(
-            f"Sites that share the latent {v.name!r} must have one common scale; got {scales}. Put the whole model under "
-            f"one poutine.scale; if a plate is subsampled, the latent {v.name!r} must lie inside that plate."
+            f"Sites that share the latent {v.name!r} must have one common scale; got {scales}. Put the whole model "
+            f"under one poutine.scale; if a plate is subsampled, the latent {v.name!r} must lie inside that plate."
         )
 
 

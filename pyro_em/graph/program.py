@@ -66,13 +66,14 @@ class Program:
         hint = ""
         if self.ignored:
             hint = (
-                f" Or it uses a value imputed by obs_mask ({sorted(self.ignored)}): such a value is a continuous latent, "
-                "which EM cannot sum out once other sites depend on it."
+                f" Or it uses a value imputed by obs_mask ({sorted(self.ignored)}): such a value is a continuous "
+                "latent, which EM cannot sum out once other sites depend on it."
             )
         return (
-            f"Site {factor.name!r} has another log-probability when {names} is enumerated than when it is drawn, so sums over "
-            "it would be wrong. The code between them must broadcast over the extra left dimension of the latent and be "
-            f"deterministic: no batch statistics (call .eval()), no dropout, no reshape that mixes dimensions.{hint}"
+            f"Site {factor.name!r} has another log-probability when {names} is enumerated than when it is drawn, so "
+            "sums over it would be wrong. The code between them must broadcast over the extra left dimension of the "
+            "latent and be deterministic: no batch statistics (call .eval()), no dropout, no reshape that mixes "
+            f"dimensions.{hint}"
         )
 
 

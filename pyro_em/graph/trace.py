@@ -79,8 +79,10 @@ class Intervention(Messenger):
 
 
 class _Give(Messenger):
-    """Set the given latents. It stands outside :class:`EnumMessenger`, which overlooks sites that are done, and so their
-    dependence on enumerated latents.
+    """Set the given latents.
+
+    It stands outside :class:`EnumMessenger`, which overlooks sites that are done, and with them their dependence on
+    enumerated latents.
     """
 
     def __init__(self, given: Mapping[str, Tensor]) -> None:
@@ -125,19 +127,20 @@ def _broken_run(trace: poutine.Trace, error: Exception) -> str:
     dims = [-trace.nodes[name]["infer"]["_enumerate_dim"] for name in enumerated]
     if "64 dim" in str(error) or (dims and max(dims) >= 60):
         return (
-            f"The model enumerates {len(enumerated)} latents that all stay in scope at once, and a tensor holds at most 64 "
-            "dimensions. Write the loop as `for t in pyro.markov(range(T)):`, which forgets latents that are no longer used."
+            f"The model enumerates {len(enumerated)} latents that all stay in scope at once, and a tensor holds at "
+            "most 64 dimensions. Write the loop as `for t in pyro.markov(range(T)):`, which forgets latents that are "
+            "no longer used."
         )
     if "Inhomogeneous total count" in str(error):
         return (
-            f"A Binomial latent after site {sites[-1:]} has a total_count that differs between data, so its support differs "
-            "too. Give it one common total_count, or one plate per count."
+            f"A Binomial latent after site {sites[-1:]} has a total_count that differs between data, so its support "
+            "differs too. Give it one common total_count, or one plate per count."
         )
     shape = f"After site {sites[-1]!r}" if sites else "Before the first site"
     latent = enumerated[-1] if enumerated else "z"
     return (
         f"The model runs by itself but not with its discrete latents enumerated. {shape} it failed with "
-        f"{type(error).__name__}: {error}\nUnder enumeration the latent {latent!r} has an extra dimension on the left, one "
-        f"entry per state, so code that indexes or stacks by shape, concatenates ('cat'), or feeds it to a network must "
-        f"broadcast over leading dimensions; `if`, `int({latent})` and `.item()` on it cannot work."
+        f"{type(error).__name__}: {error}\nUnder enumeration the latent {latent!r} has an extra dimension on the left, "
+        "one entry per state, so code that indexes or stacks by shape, concatenates ('cat'), or feeds it to a network "
+        f"must broadcast over leading dimensions; `if`, `int({latent})` and `.item()` on it cannot work."
     )

@@ -1,7 +1,7 @@
 """Numbers over all data, whatever the batch.
 
-A batch of b of N data, its sites scaled by N / b, estimates the whole objective; weighting each batch's estimate by b / N
-and adding up gives it exactly, terms that the data share included.
+A batch of b of N data, its sites scaled by N / b, estimates the whole objective; weighting each batch's estimate by b
+/ N and adding up gives it exactly, terms that the data share included.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def batch_plates(model: Model, batch: Batch) -> frozenset[str]:
     following = [n for n, (size, _) in sizes[0].items() if n in sizes[1] and sizes[1][n][0] != size]
     if not following:
         raise ModelError(
-            "Minibatches need a plate over the data, so that its sites can be scaled to all of them; no plate of the model "
-            "changes its size with the batch. Write `with pyro.plate('data', len(x)):`."
+            "Minibatches need a plate over the data, so that its sites can be scaled to all of them; no plate of the "
+            "model changes its size with the batch. Write `with pyro.plate('data', len(x)):`."
         )
     return frozenset(n for n in following if sizes[0][n][0] == sizes[0][n][1])
 

@@ -11,9 +11,9 @@ __all__ = ["Plateau"]
 class Plateau:
     """Tells when the smoothed objective has stopped improving.
 
-    The objective is averaged over consecutive windows, since single estimates fall by chance. A window improves when its
-    mean exceeds the best so far by more than a millionth of its size; the run has reached a plateau when ``patience``
-    steps have gone by without one.
+    The objective is averaged over consecutive windows, since single estimates fall by chance. A window improves when
+    its mean exceeds the best so far by more than a millionth of its size; the run has reached a plateau when
+    ``patience`` steps have gone by without one.
 
     Args:
         patience: steps without improvement that are waited for; ``None`` never stops.

@@ -79,14 +79,15 @@ def _automatic_guide(problem: Problem, first: Batch, batches: Batches | None) ->
     unbounded = [n for n in seen.others if getattr(seen.site(n)["fn"].support, "is_discrete", False)]
     if unbounded:
         raise ModelError(
-            f"No automatic guide exists for the discrete latents {unbounded}, whose support cannot be enumerated. Write a guide "
-            "that samples them and pass it as SVI(guide)."
+            f"No automatic guide exists for the discrete latents {unbounded}, whose support cannot be enumerated. "
+            "Write a guide that samples them and pass it as SVI(guide)."
         )
     local = [n for n in seen.others if seen.data_plate_of(n) is not None]
     if local and batches is not None:
         raise ModelError(
-            f"The latents {local} have one value per datum, and an automatic guide has no way to carry them from one minibatch "
-            "to another. Write an amortised guide that computes them from the batch, and pass it as SVI(guide)."
+            f"The latents {local} have one value per datum, and an automatic guide has no way to carry them from one "
+            "minibatch to another. Write an amortised guide that computes them from the batch, and pass it as "
+            "SVI(guide)."
         )
     return AutoNormal(poutine.block(problem.model, expose=list(seen.others)))
 
