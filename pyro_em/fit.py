@@ -87,8 +87,8 @@ def fit(
         n_steps=rows[-1].step if rows else 0,
         seconds=time.perf_counter() - began,
         model=model,
-        args=args,
-        kwargs=kwargs,
+        _args=args,
+        _kwargs=kwargs,
         _space=space,
         _inference=state.inference,
     )

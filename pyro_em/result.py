@@ -47,8 +47,8 @@ class FitResult:
     n_steps: int
     seconds: float
     model: Callable[..., Any]
-    args: tuple[Any, ...] = field(default=())
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    _args: tuple[Any, ...] = ()
+    _kwargs: dict[str, Any] = field(default_factory=dict)
     _space: ParamSpace = field(default_factory=ParamSpace)
     _inference: Inference | None = None
 
@@ -118,7 +118,7 @@ class FitResult:
         return self._inference
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return whole(args, kwargs) if args or kwargs else whole(self.args, self.kwargs)
+        return whole(args, kwargs) if args or kwargs else whole(self._args, self._kwargs)
 
     def __repr__(self) -> str:
         evidence = "" if self.log_evidence is None else f", log_evidence={self.log_evidence:.4f}"

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
+from pyro_em.data import whole
 from pyro_em.em.inference import ExactInference
 from pyro_em.errors import ModelError
-from pyro_em.graph import Intervention, Program, Survey, survey
+from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
 from pyro_em.graph.trace import Site
 from pyro_em.problem import Problem
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Arguments", "Prepared", "prepare"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked model: what runs it, what fixes its subsamples, and whether those leave data out."""
+    """A checked model.
 
+    Attributes:
+        data: the model's arguments, all data at once.
+        inference: sums out its latents.
+        intervention: holds the subsample of plates.
+        stochastic: whether a subsample leaves data out.
+        graph: the model at the start.
+    """
+
+    data: Arguments
     inference: ExactInference
     intervention: Intervention
     stochastic: bool
+    graph: FactorGraph
 
 
 def prepare(problem: Problem) -> Prepared:
@@ -34,7 +48,8 @@ def prepare(problem: Problem) -> Prepared:
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
     intervention = Intervention()
-    seen = survey(problem.model, problem.args, problem.kwargs, intervention)
+    data = whole(problem.args, problem.kwargs)
+    seen = survey(problem.model, *data, intervention)
     for name in seen.others:
         _check_global(name, seen)
         site = seen.site(name)
@@ -47,21 +62,12 @@ def prepare(problem: Problem) -> Prepared:
         )
     problem.start()
     problem.space.check_start()
-    inference = ExactInference(_program(problem, seen), problem.space)
-    _verify(problem, inference, intervention)
-    return Prepared(inference, intervention, bool(seen.subsampled))
-
-
-def _program(problem: Problem, seen: Survey) -> Program:
-    return Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
-
-
-def _verify(problem: Problem, inference: ExactInference, intervention: Intervention) -> None:
+    program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
+    inference = ExactInference(program, problem.space)
     with torch.no_grad():
-        graph = inference.graph(problem.args, problem.kwargs, intervention)
-        intervention.given = problem.space.latents()
-        again = survey(problem.model, problem.args, problem.kwargs, intervention)
-        inference.program.verify(graph, again)
+        graph = inference.graph(*data, intervention)
+        program.verify(graph, survey(problem.model, *data, intervention))
+    return Prepared(data, inference, intervention, bool(seen.subsampled), graph)
 
 
 def _check_global(name: str, seen: Survey) -> None:

@@ -15,12 +15,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_em.em.checks import prepare
+from pyro_em.em.checks import Arguments, prepare
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
 from pyro_em.errors import DecreaseError, StartError
-from pyro_em.graph import Cliques, Intervention, clique_posteriors, expected_log_joint
+from pyro_em.graph import Cliques, FactorGraph, Intervention, clique_posteriors, expected_log_joint
 from pyro_em.problem import Problem
 from pyro_em.status import Status
 from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
@@ -36,6 +36,7 @@ class EMState:
     status: Status
     objective: float
     cliques: Cliques
+    data: Arguments
     intervention: Intervention
     inference: ExactInference
     ascent: Ascent
@@ -96,12 +97,13 @@ class EM:
             status=Status.RUNNING,
             objective=float("nan"),
             cliques=Cliques(float("nan"), ()),
+            data=prepared.data,
             intervention=prepared.intervention,
             inference=prepared.inference,
             ascent=ascent,
             stochastic=prepared.stochastic,
         )
-        state = self._e_step(problem, state)
+        state = self._expect(prepared.graph, state)
         if not torch.isfinite(torch.tensor(state.objective)):
             raise StartError(
                 f"The objective at the start is {state.objective}. No step can improve on it: check the data for "
@@ -113,10 +115,10 @@ class EM:
         """One iteration: M-step with the posterior at hand, then E-step at the new parameters."""
         before = problem.space.snapshot()
         with pyro.validation_enabled(False):  # the first run was validated
-            accepted = self._m_step(problem, state)
+            accepted = self._m_step(state)
             if state.stochastic:
                 state.intervention.subsample.clear()
-            new = self._e_step(problem, state) if accepted or state.stochastic else state
+            new = self._e_step(state) if accepted or state.stochastic else state
             new = self._judge(problem, state, replace(new, step=state.step + 1), before, accepted)
         return new, StepInfo(new.step, new.objective)
 
@@ -129,28 +131,31 @@ class EM:
     def _counts_priors(self, state: EMState) -> bool:
         return self.priors and bool(state.inference.program.priors)
 
-    def _e_step(self, problem: Problem, state: EMState) -> EMState:
+    def _e_step(self, state: EMState) -> EMState:
         with torch.no_grad():
-            graph = state.inference.graph(problem.args, problem.kwargs, state.intervention)
+            graph = state.inference.graph(*state.data, state.intervention)
+        return self._expect(graph, state)
+
+    def _expect(self, graph: FactorGraph, state: EMState) -> EMState:
         cliques = clique_posteriors(graph)
         prior = float(graph.log_prior()) if self._counts_priors(state) else 0.0
         return replace(state, cliques=cliques, objective=cliques.log_evidence + prior)
 
-    def _q(self, problem: Problem, state: EMState) -> Tensor:
+    def _q(self, state: EMState) -> Tensor:
         """Q at the parameters in place, under the posterior of ``state``."""
-        graph = state.inference.graph(problem.args, problem.kwargs, state.intervention)
+        graph = state.inference.graph(*state.data, state.intervention)
         value = expected_log_joint(graph, state.cliques.weights)
         return value + graph.log_prior() if self._counts_priors(state) else value
 
-    def _m_step(self, problem: Problem, state: EMState) -> bool:
+    def _m_step(self, state: EMState) -> bool:
         with torch.no_grad():
-            start = float(self._q(problem, state))
-        return state.ascent.maximise(lambda: self._q(problem, state), start)
+            start = float(self._q(state))
+        return state.ascent.maximise(lambda: self._q(state), start)
 
-    def _is_done(self, problem: Problem, state: EMState, noise: float) -> bool:
+    def _is_done(self, state: EMState, noise: float) -> bool:
         if self.tol == 0 or remaining_gain(state.gains, noise) >= self.tol:
             return False
-        return state.ascent.shortfall(lambda: self._q(problem, state)) < max(self.tol, noise)
+        return state.ascent.shortfall(lambda: self._q(state)) < max(self.tol, noise)
 
     def _judge(
         self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor], accepted: bool
@@ -168,7 +173,7 @@ class EM:
             return self._fallen(problem, old, new, before)
         gains = (*old.gains, gain)[-WINDOW:]
         new = replace(new, gains=gains)
-        return replace(new, status=Status.CONVERGED) if self._is_done(problem, new, noise) else new
+        return replace(new, status=Status.CONVERGED) if self._is_done(new, noise) else new
 
     def _fallen(self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor]) -> EMState:
         message = (

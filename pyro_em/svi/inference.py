@@ -54,7 +54,7 @@ class GuideInference:
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a guide: the guide's own sites, then draws of the rest given them."""
-        drawn, intervention = draw_guide(self.guide, args, kwargs, {})
+        _, intervention = draw_guide(self.guide, args, kwargs, {})
         with torch.no_grad(), poutine.block():
             rest = ExactPosterior(self.program.graph(args, kwargs, intervention), {})
         emit(rest)
