@@ -10,11 +10,12 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 
 from pyro_em.graph.trace import is_latent
 from pyro_em.posterior import ExactPosterior, as_distribution
-from pyro_em.rng import isolated_rng
 
 __all__ = ["GuidePosterior"]
 
@@ -49,11 +50,10 @@ class GuidePosterior:
         Raises:
             KeyError: no latent of that name.
         """
-        (first, rest), (second, _) = self._draws(2)
-        if name in _values(first):
-            fn, other = first.nodes[name]["fn"], second.nodes[name]["fn"]
-            value = first.nodes[name]["value"]
-            if not isinstance(fn, dist.Delta) and torch.equal(fn.log_prob(value), other.log_prob(value)):
+        drawn, rest = self._draws(1)[0]
+        if name in _values(drawn):
+            fn = drawn.nodes[name]["fn"]
+            if not isinstance(fn, dist.Delta) and not self._depends_on_draws(name):
                 return fn
             draws = self.sample(NUM_DRAWS)[name]
             return dist.Empirical(
@@ -69,8 +69,16 @@ class GuidePosterior:
         draws = [{**_values(drawn), **_squeezed(rest)} for drawn, rest in self._draws(num_samples)]
         return {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
 
+    def _depends_on_draws(self, name: str) -> bool:
+        """Whether another draw of the guide feeds the site's distribution, by tracking values through the guide."""
+        with TrackProvenance():
+            drawn, _ = self._draws(1)[0]
+        site = drawn.nodes[name]
+        upstream = get_provenance(site["fn"].log_prob(detach_provenance(site["value"])))
+        return bool(upstream & set(_values(drawn)))
+
     def _draws(self, count: int) -> list[tuple[poutine.Trace, ExactPosterior]]:
-        with self.active(), isolated_rng(), poutine.block():
+        with self.active(), poutine.block():
             return [self.draw() for _ in range(count)]
 
 

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -27,17 +28,20 @@ def emit(posterior: ExactPosterior) -> None:
     sites' log-densities add up to log q(z | x).
     """
     values, log_probs = posterior.sample_with_log_prob(1)
+    graph = posterior.graph
     for name, value in values.items():
         value = value.squeeze(0)
         if name in log_probs:
-            layout, variable = posterior.graph.layout[name], posterior.graph.variables[name]
+            layout = graph.layout[name]
+            plates = dict(zip(layout.plate_dims, graph.variables[name].plates, strict=True))
             fn = dist.Delta(value, log_density=log_probs[name].squeeze(0), event_dim=layout.support.dim() - 1)
-            with ExitStack() as stack:
-                for plate, dim in zip(variable.plates, layout.plate_dims, strict=True):
-                    stack.enter_context(pyro.plate(plate.name, plate.size, dim=dim))
-                pyro.sample(name, fn)
         else:
-            pyro.sample(name, dist.Delta(value).to_event(value.dim()))
+            plates = graph.priors[name].plates
+            fn = dist.Delta(value, event_dim=graph.priors[name].event_dim)
+        with ExitStack() as stack:
+            for dim, plate in plates.items():  # pyro.plate would add a site of its own for each latent
+                stack.enter_context(IndepMessenger(plate.name, plate.size, dim))
+            pyro.sample(name, fn)
 
 
 def posterior_guide(inference: Inference, use: Callable[[], AbstractContextManager[Any]]) -> Callable[..., None]:

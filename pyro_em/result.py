@@ -14,7 +14,7 @@ from pyro_em.data import whole
 from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
-from pyro_em.rng import isolated_rng
+from pyro_em.rng import isolated_rng, seeded
 from pyro_em.status import Status
 from pyro_em.strategy import Inference, ObjectiveKind
 
@@ -82,7 +82,7 @@ class FitResult:
             By site, a tensor of shape (num_samples, *the site's shape).
         """
         args, kwargs = self._arguments(args, kwargs)
-        with self.use(), isolated_rng(seed):
+        with self.use(), seeded(seed):
             return predict(self.model, self._checked_inference, args, kwargs, num_samples)
 
     @property
@@ -104,9 +104,9 @@ class FitResult:
         Args:
             num_samples: draws in each chain.
             num_chains: number of chains.
-            seed: start of the random stream; ``None`` copies the caller's present state.
+            seed: start of the random stream; ``None`` draws from the caller's.
         """
-        with self.use(), isolated_rng(seed):
+        with self.use(), seeded(seed):
             data = self._arguments((), {})
             return to_arviz(
                 self.model, self._checked_inference, data, self.params, self.history, num_samples, num_chains

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
-__all__ = ["isolated_rng"]
+__all__ = ["isolated_rng", "seeded"]
+
+
+def seeded(seed: int | None) -> AbstractContextManager[None]:
+    """The caller's own random stream, which the body advances; or, given a seed, a stream apart from it."""
+    return nullcontext() if seed is None else isolated_rng(seed)
 
 
 @contextmanager

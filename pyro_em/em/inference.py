@@ -35,8 +35,11 @@ class ExactInference:
 
     def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
         """The exact posterior given the model's arguments."""
+        intervention = Intervention()
         with torch.no_grad():
-            return ExactPosterior(self.graph(args, kwargs, Intervention()), self.latents())
+            graph = self.graph(args, kwargs, intervention)
+        intervention.refuse_partial()
+        return ExactPosterior(graph, self.latents())
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a guide: joint draws from the exact posterior."""

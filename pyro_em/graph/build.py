@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Variable
+from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Prior, Variable
 from pyro_em.graph.missing import log_prob
 from pyro_em.graph.trace import Site, is_random
 
@@ -39,8 +39,7 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
             layout[name] = look
     variables = {v.name: v for v in by_id.values()}
     factors = tuple(_factor(n, s, by_id, variables.get(n)) for n, s in sites.items() if n not in priors)
-    prior_terms = {n: site_log_prob(s).to(torch.float64).sum() * _scale(n, s) for n, s in sites.items() if n in priors}
-    return FactorGraph(factors, prior_terms, variables, layout)
+    return FactorGraph(factors, {n: _prior(n, sites[n]) for n in priors}, variables, layout)
 
 
 def plates_of(site: Site, shape: torch.Size) -> dict[int, Plate]:
@@ -57,7 +56,7 @@ def plates_of(site: Site, shape: torch.Size) -> dict[int, Plate]:
 
 def site_log_prob(site: Site) -> Tensor:
     """The site's log-density before any scale; a latent keeps its own under a mask, so that it still sums to one."""
-    if site["is_observed"] or site["infer"].get("enumerate") != "parallel":
+    if site["is_observed"] or not site["infer"].get("_is_summed"):
         return scale_and_mask(log_prob(site), mask=site["mask"])
     fn = site["fn"]
     while isinstance(fn, MaskedDistribution):  # Pyro would count a masked latent as one of uniform weights 1
@@ -75,6 +74,12 @@ def _variable(name: str, site: Site) -> tuple[Variable, Layout]:
     plates = plates_of(site, fn.batch_shape)
     variable = Variable(name, support.shape[0], tuple(plates.values()))
     return variable, Layout(support.detach(), tuple(plates), fn)
+
+
+def _prior(name: str, site: Site) -> Prior:
+    density = site_log_prob(site)
+    total = density.to(torch.float64).sum() * _scale(name, site)
+    return Prior(total, plates_of(site, density.shape), site["fn"].event_dim)
 
 
 def _factor(name: str, site: Site, by_id: Mapping[int, Variable], own: Variable | None) -> Factor:

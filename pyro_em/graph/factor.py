@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Variable"]
+__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Prior", "Variable"]
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class FactorGraph:
 
     Attributes:
         factors: densities of latents and observations.
-        priors: log-densities of point-estimated latents, a scalar by site.
+        priors: point-estimated latents by site.
         variables: by site name.
         layout: for each variable, how its values look in the model.
     """
 
     factors: tuple[Factor, ...]
-    priors: dict[str, Tensor]
+    priors: dict[str, Prior]
     variables: dict[str, Variable]
     layout: dict[str, Layout]
 
@@ -88,7 +88,22 @@ class FactorGraph:
 
     def log_prior(self) -> Tensor:
         """Total log-density of the point-estimated latents, in nats."""
-        return torch.stack([*self.priors.values(), torch.zeros((), dtype=torch.float64)]).sum()
+        return torch.stack([*(p.log_prob for p in self.priors.values()), torch.zeros((), dtype=torch.float64)]).sum()
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A point-estimated latent: its total log-density in nats, and the shape it has in the model.
+
+    Attributes:
+        log_prob: float64 scalar.
+        plates: its plates by negative batch dimension.
+        event_dim: number of event dimensions.
+    """
+
+    log_prob: Tensor
+    plates: dict[int, Plate]
+    event_dim: int
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import plates_of, site_log_prob, unknown_axis
-from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_random, is_subsample, run
+from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_random, run
 
 __all__ = ["Survey", "survey"]
 
@@ -28,7 +27,7 @@ class Survey:
         imputed: the unobserved halves of ``obs_mask`` sites, whose density integrates to one.
         data_plates: plates that hold an observation or an enumerated latent.
         params: names of the parameters the model used.
-        subsampled: plates that see part of their data in each run.
+        subsampled: plates that see a random part of their data in each run.
     """
 
     trace: poutine.Trace
@@ -69,7 +68,7 @@ def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interven
             imputed=imputed,
             data_plates=_data_plates(trace, enumerated),
             params=tuple(n for n, s in trace.nodes.items() if s["type"] == "param"),
-            subsampled=tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_partial(s)),
+            subsampled=tuple(intervention.partial),
         )
         for name, site in trace.nodes.items():
             if is_random(site):
@@ -80,13 +79,6 @@ def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interven
 def _is_imputed(name: str, trace: poutine.Trace) -> bool:
     stem = name.removesuffix("_unobserved")
     return stem != name and f"{stem}_observed" in trace.nodes and stem in trace.nodes
-
-
-def _is_partial(site: Site) -> bool:
-    if not is_subsample(site):
-        return False
-    value: Tensor | None = site["value"]
-    return value is not None and len(value) < site["fn"].size
 
 
 def _max_plate_nesting(trace: poutine.Trace) -> int:

@@ -46,6 +46,7 @@ class Intervention(Messenger):
     Attributes:
         given: latents that are not enumerated: their values by site.
         subsample: indices of subsampled plates, drawn once and then repeated until this is cleared.
+        partial: plates whose indices were drawn at random and leave data out, with how many they show of how many.
         scales: for plates of a minibatch, the factor by which sites inside are scaled to the full data.
         enumerate_all: mark every latent with finite support, whatever the model's own ``infer`` says.
     """
@@ -54,6 +55,7 @@ class Intervention(Messenger):
     subsample: dict[str, Tensor] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     enumerate_all: bool = False
+    partial: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -66,16 +68,36 @@ class Intervention(Messenger):
             return
         if msg["name"] in self.given:
             msg["infer"] = {**msg["infer"], "enumerate": None}
-        elif self.enumerate_all and can_enumerate(msg):
-            msg["infer"] = {**msg["infer"], "enumerate": "parallel", "expand": False, "num_samples": None}
+        elif can_enumerate(msg):
+            msg["infer"] = {**msg["infer"], "_is_summed": True}
+            if self.enumerate_all:
+                msg["infer"].update(enumerate="parallel", expand=False, num_samples=None)
 
     def _repeat_subsample(self, msg: Any) -> None:
-        if msg["value"] is None and msg["name"] in self.subsample:
+        fn = msg["fn"]
+        if msg["value"] is not None:  # the user chose the rows
+            return
+        if fn.subsample_size is not None and fn.subsample_size < fn.size:
+            self.partial[msg["name"]] = (fn.subsample_size, fn.size)
+        if msg["name"] in self.subsample:
             msg["value"] = self.subsample[msg["name"]]
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
             self.subsample[msg["name"]] = msg["value"]
+
+    def refuse_partial(self) -> None:
+        """Refuse to answer for data when each run of the model would show others.
+
+        Raises:
+            ModelError: a plate drew a random part of its data.
+        """
+        for plate, (shown, size) in self.partial.items():
+            raise ModelError(
+                f"Plate {plate!r} shows a random {shown} of its {size} data in each run, so a posterior would be about rows "
+                "nobody chose. Make subsample_size an argument of the model and ask again with all data, or pass the rows "
+                "as subsample=."
+            )
 
 
 class _Give(Messenger):

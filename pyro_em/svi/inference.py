@@ -43,14 +43,22 @@ class GuideInference:
     def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior | GuidePosterior:
         """The exact posterior where the guide is empty, else one that draws from the guide."""
         if not self.guided:
-            with torch.no_grad():
-                return ExactPosterior(self.program.graph(args, kwargs, Intervention()), {})
+            return self._exact(args, kwargs)
         return GuidePosterior(lambda: self._draw(args, kwargs), self.space.active)
+
+    def _exact(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
+        intervention = Intervention()
+        with torch.no_grad():
+            graph = self.program.graph(args, kwargs, intervention)
+        intervention.refuse_partial()
+        return ExactPosterior(graph, {})
 
     def _draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ExactPosterior]:
         with torch.no_grad():
             drawn, intervention = draw_guide(self.guide, args, kwargs, {})
-            return drawn, ExactPosterior(self.program.graph(args, kwargs, intervention), {})
+            graph = self.program.graph(args, kwargs, intervention)
+        intervention.refuse_partial()
+        return drawn, ExactPosterior(graph, {})
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a guide: the guide's own sites, then draws of the rest given them."""
