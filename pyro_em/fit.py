@@ -75,6 +75,7 @@ def fit(
         state = strategy.init(problem)
         rows, state = _loop(problem, strategy, state, tuple(callbacks), progress, began)
         evaluation = strategy.evaluate(problem, state)
+        status = evaluation.status or state.status
         space.save()
         params = space.values()
     return FitResult(
@@ -83,7 +84,7 @@ def fit(
         objective_kind=evaluation.kind,
         log_evidence=evaluation.log_evidence,
         history=pd.DataFrame([asdict(row) for row in rows], columns=list(StepInfo.__dataclass_fields__)),
-        status=state.status,
+        status=status,
         n_steps=rows[-1].step if rows else 0,
         seconds=time.perf_counter() - began,
         model=model,

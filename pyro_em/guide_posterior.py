@@ -75,7 +75,7 @@ class GuidePosterior:
             drawn, _ = self._draws(1)[0]
         site = drawn.nodes[name]
         upstream = get_provenance(site["fn"].log_prob(detach_provenance(site["value"])))
-        return bool(upstream & set(_values(drawn)))
+        return any(is_latent(drawn.nodes[n]) for n in upstream if n in drawn.nodes)
 
     def _draws(self, count: int) -> list[tuple[poutine.Trace, ExactPosterior]]:
         with self.active(), poutine.block():

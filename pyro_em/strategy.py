@@ -47,11 +47,13 @@ class Evaluation:
         objective: total nats.
         kind: what the objective is.
         log_evidence: exact log p(x; params), or ``None`` where the latents cannot be summed out exactly.
+        status: how the fit ended, where the evaluation itself found out.
     """
 
     objective: float
     kind: ObjectiveKind
     log_evidence: float | None
+    status: Status | None = None
 
 
 class Inference(Protocol):

@@ -7,6 +7,7 @@ differentiated. At the parameters of the E-step its gradient equals that of the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,7 +71,7 @@ class Ascent:
         before = self._copies()
         optimizer = self._ready()
         after = _climb(q, optimizer, self.spec.num_steps)
-        if after >= start - rounding(start, self.dtype) and self._finite():
+        if start - rounding(start, self.dtype) <= after < math.inf and self._finite():
             self.rejections = 0
             return True
         self._restore(before)
@@ -114,13 +115,19 @@ def _climb(q: Callable[[], Tensor], optimizer: Optimizer, num_steps: int) -> flo
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = -q()
-            loss.backward()
+        try:
+            with torch.enable_grad():
+                loss = -q()
+                loss.backward()
+        except ValueError:  # a trial point outside the support of the model's distributions: the line search steps back
+            return torch.tensor(math.inf)
         return loss.detach()
 
     for _ in range(num_steps):
         optimizer.step(closure)
     optimizer.zero_grad()
-    with torch.no_grad():
-        return float(q())
+    try:
+        with torch.no_grad():
+            return float(q())
+    except ValueError:
+        return -math.inf

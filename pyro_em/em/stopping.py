@@ -11,7 +11,7 @@ import itertools
 
 import torch
 
-__all__ = ["WINDOW", "remaining_gain", "rounding"]
+__all__ = ["WINDOW", "remaining_gain", "resolution", "rounding"]
 
 WINDOW = 3
 
@@ -19,6 +19,16 @@ WINDOW = 3
 def rounding(objective: float, dtype: torch.dtype) -> float:
     """Changes of the objective, in nats, that arithmetic in ``dtype`` cannot tell from zero."""
     return 32 * torch.finfo(dtype).eps * (1.0 + abs(objective))
+
+
+def resolution(spread: float, dtype: torch.dtype) -> float:
+    """Gains, in nats, below which the objective is noise: rounding errors of its terms, which add up at random.
+
+    Args:
+        spread: root of the sum of the squared terms of the log evidence, nats.
+        dtype: what the terms were computed in; they are summed in float64.
+    """
+    return 4 * torch.finfo(dtype).eps * (1.0 + spread)
 
 
 def remaining_gain(gains: tuple[float, ...], noise: float) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_em.em.checks import Arguments, prepare
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import Ascent, GradientMStep
-from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
+from pyro_em.em.stopping import WINDOW, remaining_gain, resolution, rounding
 from pyro_em.errors import DecreaseError, StartError
 from pyro_em.graph import Cliques, FactorGraph, Intervention, clique_posteriors, expected_log_joint
 from pyro_em.problem import Problem
@@ -96,7 +96,7 @@ class EM:
             step=0,
             status=Status.RUNNING,
             objective=float("nan"),
-            cliques=Cliques(float("nan"), ()),
+            cliques=Cliques(float("nan"), 0.0, ()),
             data=prepared.data,
             intervention=prepared.intervention,
             inference=prepared.inference,
@@ -152,10 +152,14 @@ class EM:
             start = float(self._q(state))
         return state.ascent.maximise(lambda: self._q(state), start)
 
-    def _is_done(self, state: EMState, noise: float) -> bool:
+    def _outcome(self, state: EMState) -> Status:
+        noise = resolution(state.cliques.spread, state.ascent.dtype)
         if self.tol == 0 or remaining_gain(state.gains, noise) >= self.tol:
-            return False
-        return state.ascent.shortfall(lambda: self._q(state)) < max(self.tol, noise)
+            return Status.RUNNING
+        if noise > self.tol:
+            return Status.ROUNDING
+        close = state.ascent.shortfall(lambda: self._q(state)) < self.tol
+        return Status.CONVERGED if close else Status.RUNNING
 
     def _judge(
         self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor], accepted: bool
@@ -171,9 +175,8 @@ class EM:
             return replace(old, step=new.step, status=Status.NON_FINITE)
         if gain < -noise:
             return self._fallen(problem, old, new, before)
-        gains = (*old.gains, gain)[-WINDOW:]
-        new = replace(new, gains=gains)
-        return replace(new, status=Status.CONVERGED) if self._is_done(new, noise) else new
+        new = replace(new, gains=(*old.gains, gain)[-WINDOW:])
+        return replace(new, status=self._outcome(new))
 
     def _fallen(self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor]) -> EMState:
         message = (

@@ -88,9 +88,16 @@ def log_evidence(graph: FactorGraph) -> Tensor:
 
 @dataclass(frozen=True)
 class Cliques:
-    """The E-step: log evidence, and the posterior over every factor's clique times the factor's scale."""
+    """The E-step.
+
+    Attributes:
+        log_evidence: log p(x), nats.
+        spread: root of the sum of squares of its terms, to which rounding errors are proportional.
+        weights: the posterior over every factor's clique, times the factor's scale.
+    """
 
     log_evidence: float
+    spread: float
     weights: tuple[Tensor, ...]
 
 
@@ -101,8 +108,10 @@ def clique_posteriors(graph: FactorGraph) -> Cliques:
     """
     tables = [t.detach().requires_grad_(bool(f.scope)) for f, t in zip(graph.factors, graph.tables, strict=True)]
     hidden = [t for t in tables if t.requires_grad]
+    zero = torch.zeros((), dtype=torch.float64)
     with torch.enable_grad():
-        total = log_evidence(graph.with_tables(tables))
+        terms = [term for _, term in log_evidence_terms(graph.with_tables(tables))]
+        total = torch.stack([zero, *(term.sum() for term in terms)]).sum()
         finite = bool(torch.isfinite(total))
         found = torch.autograd.grad(total, hidden) if hidden and finite else [torch.zeros_like(t) for t in hidden]
     gradients = iter(found)
@@ -110,7 +119,8 @@ def clique_posteriors(graph: FactorGraph) -> Cliques:
         next(gradients) if t.requires_grad else torch.tensor(f.scale, dtype=torch.float64)
         for f, t in zip(graph.factors, tables, strict=True)
     )
-    return Cliques(float(total.detach()), weights)
+    spread = sum(float(term.detach().square().sum()) for term in terms) ** 0.5
+    return Cliques(float(total.detach()), spread, weights)
 
 
 def expected_log_joint(graph: FactorGraph, weights: Sequence[Tensor]) -> Tensor:

@@ -148,7 +148,17 @@ class SVI:
         return replace(new, status=status), info
 
     def evaluate(self, problem: Problem, state: SVIState) -> Evaluation:
-        """The bound over all data at the parameters in place, and the exact log evidence where there is one."""
+        """The bound over all data at the parameters in place, and the exact log evidence where there is one.
+
+        The bound of the last update has not been seen yet: where it is not finite, the update is undone.
+        """
+        found = self._evaluate(state)
+        if math.isfinite(found.objective):
+            return found
+        _copy(state.last_good, state.leaves)
+        return replace(self._evaluate(state), status=Status.NON_FINITE)
+
+    def _evaluate(self, state: SVIState) -> Evaluation:
         with pyro.validation_enabled(False):
             evidence = exact_evidence(state.inference.program, state.data)
             if evidence is not None and not state.inference.guided:
