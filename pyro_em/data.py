@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
@@ -24,8 +25,9 @@ class Batch:
     def one_row_more(self) -> Batch:
         """The same batch with its first row repeated at the end."""
         rows = torch.arange(self.size + 1) % self.size
-        args = tuple(_take(a, rows, self.size) for a in self.args)
-        return Batch(args, {k: _take(v, rows, self.size) for k, v in self.kwargs.items()}, self.size + 1)
+        args = tuple(_rows(a, rows) if _length(a) == self.size else a for a in self.args)
+        kwargs = {k: _rows(v, rows) if _length(v) == self.size else v for k, v in self.kwargs.items()}
+        return Batch(args, kwargs, self.size + 1)
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,17 @@ class Batches:
 
     def _slices(self, order: Tensor) -> Iterator[Batch]:
         for rows in order.split(self.batch_size):
-            args = tuple(a[rows] if i in self.sliced else a for i, a in enumerate(self.args))
-            kwargs = {k: v[rows] if k in self.sliced else v for k, v in self.kwargs.items()}
+            args = tuple(_rows(a, rows) if i in self.sliced else a for i, a in enumerate(self.args))
+            kwargs = {k: _rows(v, rows) if k in self.sliced else v for k, v in self.kwargs.items()}
             yield Batch(args, kwargs, len(rows))
 
     def _spliced(self, content: Any) -> Batch:
         assert self.loader is not None
         before, after = self.args[: self.loader], self.args[self.loader + 1 :]
         if isinstance(content, dict):
-            return Batch((*before, *after), {**self.kwargs, **content}, _length(content.values()))
+            return Batch((*before, *after), {**self.kwargs, **content}, _rows_in(content.values()))
         parts = tuple(content) if isinstance(content, tuple | list) else (content,)
-        return Batch((*before, *parts, *after), self.kwargs, _length(parts))
+        return Batch((*before, *parts, *after), self.kwargs, _rows_in(parts))
 
 
 def find_loader(args: tuple[Any, ...]) -> int | None:
@@ -120,16 +122,16 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
                 "batch_size= and a DataLoader both set the batch; give batch_size to the DataLoader alone."
             )
         loader = args[at]
+        if not hasattr(loader.dataset, "__len__"):
+            raise ValueError("A DataLoader must know how many data it has; an IterableDataset has no length.")
         return Batches(args, kwargs, len(loader.dataset), loader.batch_size or len(loader.dataset), at)
     if batch_size is None:
         return None
-    rows = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
+    rows = next((_length(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
     if not rows:
         raise ValueError("batch_size= cuts tensors along their first dimension; the model's arguments hold no tensor.")
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    sliced: frozenset[int | str] = frozenset(
-        k for k, a in named if isinstance(a, Tensor) and a.dim() and len(a) == rows
-    )
+    sliced: frozenset[int | str] = frozenset(k for k, a in named if _length(a) == rows)
     return Batches(args, kwargs, rows, min(batch_size, rows), None, sliced)
 
 
@@ -149,12 +151,36 @@ def _is_plain(loader: DataLoader[Any]) -> bool:
     )
 
 
-def _take(value: Any, rows: Tensor, size: int) -> Any:
-    return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
+def _length(value: Any) -> int | None:
+    """How many rows an argument has: tensors, arrays, lists and tuples, and dictionaries of them."""
+    if isinstance(value, dict):
+        lengths = {_length(v) for v in value.values()}
+        return lengths.pop() if len(lengths) == 1 else None
+    if isinstance(value, Tensor | np.ndarray):
+        return len(value) if value.ndim else None
+    return len(value) if isinstance(value, list | tuple) else None
 
 
-def _length(parts: Any) -> int:
-    return next((len(p) for p in parts if isinstance(p, Tensor) and p.dim()), 0)
+def _rows(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, dict):
+        return {k: _rows(v, rows) for k, v in value.items()}
+    if isinstance(value, Tensor):
+        return value[rows]
+    if isinstance(value, np.ndarray):
+        return value[rows.numpy()]
+    return type(value)(value[i] for i in rows.tolist())
+
+
+def _rows_in(parts: Any) -> int:
+    """Rows of a batch from a loader: the length of its first tensor.
+
+    Raises:
+        ValueError: there is none, so the batch's share of the data is unknown.
+    """
+    for part in parts:
+        if isinstance(part, Tensor) and part.dim():
+            return len(part)
+    raise ValueError("A DataLoader's batch must hold a tensor with one row per datum, which tells the batch's size.")
 
 
 def _concatenated(parts: list[Any]) -> Any:

@@ -1,8 +1,9 @@
-"""Which ``torch.nn.Module`` objects a model or guide can reach.
+"""The ``torch.nn.Module`` objects a model or guide can reach, and how to leave them as they were found.
 
-Pyro reports a module's parameters when the model runs, but not its buffers (batch-norm statistics), which running the
-model changes too. To put them back, the modules themselves must be found: the callable's own object, what it closes
-over, the globals it names, and what a ``partial`` or a wrapping handler carries.
+Pyro reports a module's parameters when the model runs, but running it changes more: buffers (batch-norm statistics),
+``train``/``eval`` flags, gradients of parameters that Pyro does not know, and everything an automatic guide builds the
+first time it is called. To put it all back, the modules themselves must be found: the callable's own object, what it
+closes over, the globals it names, and what a ``partial``, a container or a wrapping handler carries.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import functools
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
 from torch.nn import Module
 
-__all__ = ["reachable_modules"]
+__all__ = ["ModuleStates", "reachable_modules"]
 
 
 def reachable_modules(*roots: Any) -> list[Module]:
@@ -36,19 +38,24 @@ def _neighbours(item: Any) -> list[Any]:
     if isinstance(item, functools.partial):
         return [item.func, *item.args, *item.keywords.values()]
     if isinstance(item, list | tuple | dict):
-        return _modules_in(item.values() if isinstance(item, dict) else item)
+        return _worth_a_look(item.values() if isinstance(item, dict) else item)
     code = getattr(item, "__code__", None)
     near = [getattr(item, name, None) for name in ("__self__", "__func__", "__wrapped__")]
     if code is not None:
         near += [cell.cell_contents for cell in item.__closure__ or () if _is_filled(cell)]
         near += [item.__globals__[name] for name in code.co_names if name in item.__globals__]
     elif hasattr(item, "__dict__") and not isinstance(item, type | Module):
-        near += _modules_in(vars(item).values())
+        near += _worth_a_look(vars(item).values())
     return [n for n in near if n is not None and not isinstance(n, type) and not _is_library(n)]
 
 
-def _modules_in(items: Any) -> list[Any]:
-    return [item for item in items if isinstance(item, Module | functools.partial) or callable(item)]
+def _worth_a_look(items: Any) -> list[Any]:
+    return [i for i in items if callable(i) or isinstance(i, list | tuple | dict) or _is_plain_object(i)]
+
+
+def _is_plain_object(item: Any) -> bool:
+    """An object of the user's own, which may hold modules; numbers, tensors and the like have no ``__dict__`` of use."""
+    return hasattr(item, "__dict__") and not isinstance(item, Tensor | ModuleType)
 
 
 def _is_filled(cell: Any) -> bool:
@@ -63,3 +70,36 @@ def _is_library(item: Any) -> bool:
         return False
     origin = getattr(item, "__module__", None) or getattr(item, "__name__", "")
     return isinstance(item, ModuleType) or str(origin).split(".")[0] in {"torch", "numpy", "builtins"}
+
+
+class ModuleStates:
+    """The attributes of modules, their dictionaries of parameters, buffers and submodules, and buffers by value.
+
+    Args:
+        modules: captured with all their submodules.
+    """
+
+    def __init__(self, modules: list[Module]) -> None:
+        every = list({id(m): m for root in modules for m in root.modules()}.values())
+        self._attributes = [(m, {k: (v, _contents(v)) for k, v in vars(m).items()}) for m in every]
+        self._buffers = [(b, b.detach().clone()) for m in every for b in m.buffers(recurse=False)]
+        self._grads = [(p, p.grad) for m in every for p in m.parameters(recurse=False)]
+
+    def reinstate(self) -> None:
+        """Make the modules what they were: the same objects in the same dictionaries, buffers with the same values."""
+        for module, attributes in self._attributes:
+            state = vars(module)
+            state.clear()
+            for name, (value, contents) in attributes.items():
+                if contents is not None:
+                    value.clear()
+                    value.update(contents)
+                state[name] = value
+        for buffer, value in self._buffers:
+            buffer.data.copy_(value)
+        for parameter, grad in self._grads:
+            parameter.grad = grad
+
+
+def _contents(value: Any) -> dict[Any, Any] | None:
+    return dict(value) if isinstance(value, dict) else None

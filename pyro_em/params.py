@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyro_em.errors import StartError
-from pyro_em.modules import reachable_modules
+from pyro_em.modules import ModuleStates, reachable_modules
 
 __all__ = ["Leaf", "ParamSpace"]
 
@@ -80,6 +80,14 @@ def _copy_of(init: Any) -> Any:
     return init
 
 
+def _differentiable(item: Any) -> list[Tensor]:
+    """Leaf tensors among the caller's arguments that a backward pass would leave gradients on."""
+    if isinstance(item, Tensor):
+        return [item] if item.requires_grad and item.is_leaf else []
+    items = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+    return [tensor for part in items for tensor in _differentiable(part)]
+
+
 class ParamSpace:
     """Every parameter of one fit, and the private store it lives in.
 
@@ -91,32 +99,32 @@ class ParamSpace:
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._latents: dict[str, Leaf] = {}
         self._saved: dict[str, Tensor] = {}
-        self._saved_buffers: list[Tensor] = []
-        self._buffers = [b for module in reachable_modules(*roots) for b in module.buffers()]
+        self._saved_modules: ModuleStates | None = None
+        self._roots = roots
         self._before: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     @contextmanager
     def active(self) -> Iterator[ParamSpace]:
         """Enter the private store with the saved values in place; on exit put everything back as it was."""
         outer_before, self._before = self._before, {}
-        buffers_before = [b.detach().clone() for b in self._buffers]
+        modules_before = ModuleStates(reachable_modules(*self._roots))
+        grads_before = [(t, t.grad) for t in _differentiable(self._roots)]
         with pyro.get_param_store().scope(self._store), _CopyInits():
             try:
                 self.track()
                 self.restore(self._saved)
-                self._load_buffers(self._saved_buffers)
+                if self._saved_modules is not None:
+                    self._saved_modules.reinstate()
                 yield self
             finally:
                 self.track()
                 for leaf, value, grad in self._before.values():
                     leaf.data.copy_(value)
                     leaf.grad = grad
-                self._load_buffers(buffers_before)
+                modules_before.reinstate()
+                for tensor, grad in grads_before:
+                    tensor.grad = grad
                 self._before = outer_before
-
-    def _load_buffers(self, values: list[Tensor]) -> None:
-        for buffer, value in zip(self._buffers, values, strict=False):
-            buffer.data.copy_(value)
 
     def track(self) -> None:
         """Remember what each newly found leaf held, so that it can be put back; call after running the model."""
@@ -182,7 +190,7 @@ class ParamSpace:
     def save(self) -> None:
         """Keep the present values for the next time the space is entered."""
         self._saved = self.snapshot()
-        self._saved_buffers = [b.detach().clone() for b in self._buffers]
+        self._saved_modules = ModuleStates(reachable_modules(*self._roots))
 
     def values(self) -> dict[str, Tensor]:
         """Copies of all constrained values."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pyro_em.data import Batch, Batches
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, survey
-from pyro_em.graph.trace import Model
+from pyro_em.graph.trace import Model, Site, is_latent, run
 
-__all__ = ["Feed", "batch_plates", "feed"]
+__all__ = ["Feed", "batch_plates", "check_guide_follows", "feed"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,33 @@ def batch_plates(model: Model, batch: Batch) -> frozenset[str]:
             "model changes its size with the batch. Write `with pyro.plate('data', len(x)):`."
         )
     return frozenset(n for n in following if sizes[0][n][0] == sizes[0][n][1])
+
+
+def check_guide_follows(guide: Model, batch: Batch, plates: frozenset[str]) -> None:
+    """Refuse a guide that keeps one value per row of a batch: the next batch would inherit those of other data.
+
+    Raises:
+        ModelError: the guide does not run on a batch of another size, or its sites keep the old one.
+    """
+    longer = batch.one_row_more()
+    try:
+        drawn = run(guide, longer.args, longer.kwargs, Intervention())
+        kept = [n for n, s in drawn.nodes.items() if is_latent(s) and _keeps_size(s, plates, longer.size)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ModelError(f"{_LOCAL} On a batch with one row more it failed: {error}") from error
+    if kept:
+        raise ModelError(f"{_LOCAL} Its sites {kept} do not follow the batch.")
+
+
+_LOCAL = (
+    "The guide keeps one value per row of the batch, so other data would inherit it in the next. Write an amortised guide "
+    "that computes its sites from the batch, or fit all data at once."
+)
+
+
+def _keeps_size(site: Site, plates: frozenset[str], size: int) -> bool:
+    inside = [f for f in site["cond_indep_stack"] if f.name in plates and f.vectorized]
+    return any(site["value"].shape[f.dim - site["fn"].event_dim] != size for f in inside)
 
 
 def _plate_sizes(model: Model, batch: Batch) -> dict[str, tuple[int, int]]:

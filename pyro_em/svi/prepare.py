@@ -16,7 +16,7 @@ from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Program, Survey, survey
 from pyro_em.graph.trace import is_latent
 from pyro_em.problem import Problem
-from pyro_em.svi.feed import batch_plates
+from pyro_em.svi.feed import batch_plates, check_guide_follows
 from pyro_em.svi.inference import GuideInference
 from pyro_em.svi.objective import Objective, choose_objective, draw_guide
 
@@ -55,7 +55,10 @@ def prepare(
     if seen.enumerated and elbo is None:
         with torch.no_grad():
             program.verify(program.graph(first.args, first.kwargs, intervention), seen)
-    plates = frozenset() if batches is None else batch_plates(problem.model, first)
+    plates: frozenset[str] = frozenset()
+    if batches is not None:
+        plates = batch_plates(problem.model, first)
+        check_guide_follows(guide, first, plates)
     guided = any(is_latent(site) for site in drawn.nodes.values())
     return Prepared(bound, GuideInference(program, guide, problem.space, guided), plates)
 
