@@ -28,10 +28,12 @@ class GuidePosterior:
 
     Args:
         draw: runs the guide once; its trace, and the exact posterior of the rest given its draws.
+        trace: runs the guide alone.
         active: puts the fitted parameters in place.
     """
 
     draw: Draw
+    trace: Callable[[], poutine.Trace]
     active: Callable[[], AbstractContextManager[Any]]
 
     @property
@@ -71,8 +73,8 @@ class GuidePosterior:
 
     def _depends_on_draws(self, name: str) -> bool:
         """Whether another draw of the guide feeds the site's distribution, by tracking values through the guide."""
-        with TrackProvenance():
-            drawn, _ = self._draws(1)[0]
+        with self.active(), poutine.block(), TrackProvenance():
+            drawn = self.trace()
         site = drawn.nodes[name]
         upstream = get_provenance(site["fn"].log_prob(detach_provenance(site["value"])))
         return any(is_latent(drawn.nodes[n]) for n in upstream if n in drawn.nodes)

@@ -54,7 +54,7 @@ def _worth_a_look(items: Any) -> list[Any]:
 
 
 def _is_plain_object(item: Any) -> bool:
-    """An object of the user's own, which may hold modules; numbers, tensors and the like have no ``__dict__`` of use."""
+    """An object of the user's own, which may hold modules; tensors and imported modules are not looked into."""
     return hasattr(item, "__dict__") and not isinstance(item, Tensor | ModuleType)
 
 

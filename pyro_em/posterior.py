@@ -19,7 +19,7 @@ from pyro_em.graph import (
     Dim,
     Factor,
     FactorGraph,
-    Plate,
+    Term,
     Variable,
     clique_posteriors,
     log_evidence_terms,
@@ -122,11 +122,14 @@ class ExactPosterior:
     @cached_property
     def log_evidence(self) -> float:
         """log p(x; params), latents summed out, total nats; densities of point estimates not counted."""
-        return float(sum(term.sum() for _, term in self._terms) if self._terms else 0.0)
+        return float(sum(term.scaled.sum() for term in self._terms) if self._terms else 0.0)
 
     @cached_property
     def log_likelihoods(self) -> dict[str, Tensor]:
         """For each outermost data plate, log p(x_n; params) of its elements, latents summed out, float64.
+
+        They are densities of the data, whatever ``poutine.scale`` the model is under; without one their sum is
+        ``log_evidence``.
 
         Raises:
             ValueError: a latent is shared by all data, so that log p(x) is no sum over data.
@@ -138,10 +141,10 @@ class ExactPosterior:
                 "Use log_evidence, or condition the model on those latents."
             )
         found: dict[str, Tensor] = {}
-        for plates, term in self._terms:
-            name = plates[0].name if plates else ""
-            term = term.flatten(1).sum(1) if term.dim() > 1 else term.reshape(-1)
-            found[name] = found[name] + term if name in found else term
+        for term in self._terms:
+            name = term.plates[0].name if term.plates else ""
+            value = term.table.flatten(1).sum(1) if term.plates else term.table.reshape(1)
+            found[name] = found[name] + value if name in found else value
         return found
 
     @property
@@ -159,7 +162,7 @@ class ExactPosterior:
         return next(iter(found.values()))
 
     @cached_property
-    def _terms(self) -> list[tuple[tuple[Plate, ...], Tensor]]:
+    def _terms(self) -> list[Term]:
         with torch.no_grad():
             return log_evidence_terms(self.graph)
 

@@ -82,13 +82,10 @@ def predict(
     with torch.no_grad(), poutine.block():
         seen = poutine.trace(model).get_trace(*args, **kwargs)
         data = [n for n in seen.observation_nodes if not is_constant(seen.nodes[n])]
-        draws = inference.posterior(args, kwargs).sample(num_samples) if data else _constant(inference, num_samples)
+        posterior = inference.posterior(args, kwargs) if data else None
+        draws = inference.shared(args, kwargs, num_samples) if posterior is None else posterior.sample(num_samples)
         runs = [_replicate(model, args, kwargs, {n: v[i] for n, v in draws.items()}) for i in range(num_samples)]
     return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-
-
-def _constant(inference: Inference, num_samples: int) -> dict[str, Tensor]:
-    return {n: v.expand(num_samples, *v.shape) for n, v in inference.latents().items()}
 
 
 def _replicate(

@@ -121,7 +121,8 @@ class FitResult:
         return whole(args, kwargs) if args or kwargs else whole(self._args, self._kwargs)
 
     def __repr__(self) -> str:
-        evidence = "" if self.log_evidence is None else f", log_evidence={self.log_evidence:.4f}"
+        known = self.log_evidence is None or self.objective_kind == "log_evidence"
+        evidence = "" if known else f", log_evidence={self.log_evidence:.4f}"
         return (
             f"FitResult({self.objective_kind}={self.objective:.4f}{evidence}, status={self.status.name}, "
             f"n_steps={self.n_steps}, params={list(self.params)})"

@@ -29,7 +29,10 @@ class Status(Enum):
         "look for a collapsing scale or a prior of unbounded density (a concentration below 1), or lower the learning "
         "rate."
     )
-    ROUNDING = "Gains fell below what the arithmetic can resolve before they fell below `tol`; use float64 data, or a larger `tol`."
+    ROUNDING = (
+        "Gains fell below what the arithmetic can resolve before they fell below `tol`; "
+        "use float64 data, or a larger `tol`."
+    )
     STOPPED = "A callback asked the fit to stop."
 
     @property

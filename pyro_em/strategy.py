@@ -67,6 +67,10 @@ class Inference(Protocol):
         """Values of the point-estimated latents, by site."""
         ...
 
+    def shared(self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int) -> dict[str, Tensor]:
+        """Draws of what the fit knows of latents that all data share, for arguments that hold no observation."""
+        ...
+
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Sample every latent by ``pyro.sample``, as a guide does."""
         ...

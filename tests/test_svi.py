@@ -18,7 +18,8 @@ from pyro_em.data import open_batches
 from pyro_em.graph import log_evidence
 from pyro_em.problem import Problem
 from pyro_em.svi.evaluate import Data
-from pyro_em.svi.objective import PyroBound, SummedBound
+from pyro_em.svi.objective import PyroBound
+from pyro_em.svi.summed import SummedBound
 
 X = torch.tensor([-2.1, -1.7, -1.4, 0.2, 0.9, 1.6, 1.9, 2.4, 2.6, 3.1], dtype=torch.float64)
 ADAM = partial(torch.optim.Adam, lr=0.05)

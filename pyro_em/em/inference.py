@@ -41,6 +41,10 @@ class ExactInference:
         intervention.refuse_partial()
         return ExactPosterior(graph, self.latents())
 
+    def shared(self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int) -> dict[str, Tensor]:
+        """The point estimates, repeated."""
+        return {n: v.expand(num_samples, *v.shape) for n, v in self.latents().items()}
+
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a guide: joint draws from the exact posterior."""
         with poutine.block():

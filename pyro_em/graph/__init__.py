@@ -1,7 +1,10 @@
 """A model as a factor graph: traced, checked, and summed out exactly."""
 
+from pyro_em.graph.build import build_graph
 from pyro_em.graph.eliminate import (
     Cliques,
+    Term,
+    align,
     clique_posteriors,
     expected_log_joint,
     log_evidence,
@@ -24,7 +27,10 @@ __all__ = [
     "Plate",
     "Program",
     "Survey",
+    "Term",
     "Variable",
+    "align",
+    "build_graph",
     "clique_posteriors",
     "expected_log_joint",
     "log_evidence",

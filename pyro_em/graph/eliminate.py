@@ -19,6 +19,8 @@ from pyro_em.graph.plan import Plan, PlateProduct, SumOut, plan_for
 
 __all__ = [
     "Cliques",
+    "Term",
+    "align",
     "clique_posteriors",
     "expected_log_joint",
     "index_table",
@@ -73,16 +75,30 @@ def _forward(
     return tables
 
 
-def log_evidence_terms(graph: FactorGraph) -> list[tuple[tuple[Plate, ...], Tensor]]:
-    """Terms whose sums add to the log evidence, each with the plates of its axes, scales applied."""
+@dataclass(frozen=True)
+class Term:
+    """A term of the log evidence: one log-density per element of ``plates``, and the scale that multiplies it."""
+
+    plates: tuple[Plate, ...]
+    table: Tensor
+    scale: float
+
+    @property
+    def scaled(self) -> Tensor:
+        """The table times the scale; its sum is this term's share of the log evidence."""
+        return self.table if self.scale == 1.0 else self.table * self.scale
+
+
+def log_evidence_terms(graph: FactorGraph) -> list[Term]:
+    """The log evidence before its sum over plates."""
     plan = plan_for(graph)
     tables = _forward(graph, plan, logsumexp)
-    return [(t.plates, tables[t.input] if t.scale == 1.0 else tables[t.input] * t.scale) for t in plan.terminals]
+    return [Term(t.plates, tables[t.input], t.scale) for t in plan.terminals]
 
 
 def log_evidence(graph: FactorGraph) -> Tensor:
     """log p(x): all variables summed out, total nats, float64, differentiable in the tables."""
-    terms = [term.sum() for _, term in log_evidence_terms(graph)]
+    terms = [term.scaled.sum() for term in log_evidence_terms(graph)]
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
 
@@ -110,7 +126,7 @@ def clique_posteriors(graph: FactorGraph) -> Cliques:
     hidden = [t for t in tables if t.requires_grad]
     zero = torch.zeros((), dtype=torch.float64)
     with torch.enable_grad():
-        terms = [term for _, term in log_evidence_terms(graph.with_tables(tables))]
+        terms = [term.scaled for term in log_evidence_terms(graph.with_tables(tables))]
         total = torch.stack([zero, *(term.sum() for term in terms)]).sum()
         finite = bool(torch.isfinite(total))
         found = torch.autograd.grad(total, hidden) if hidden and finite else [torch.zeros_like(t) for t in hidden]

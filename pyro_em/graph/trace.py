@@ -94,9 +94,9 @@ class Intervention(Messenger):
         """
         for plate, (shown, size) in self.partial.items():
             raise ModelError(
-                f"Plate {plate!r} shows a random {shown} of its {size} data in each run, so a posterior would be about rows "
-                "nobody chose. Make subsample_size an argument of the model and ask again with all data, or pass the rows "
-                "as subsample=."
+                f"Plate {plate!r} shows a random {shown} of its {size} data in each run, so a posterior would be about "
+                "rows nobody chose. Make subsample_size an argument of the model and ask again with all data, or pass "
+                "the rows as subsample=."
             )
 
 

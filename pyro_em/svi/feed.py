@@ -75,8 +75,8 @@ def check_guide_follows(guide: Model, batch: Batch, plates: frozenset[str]) -> N
 
 
 _LOCAL = (
-    "The guide keeps one value per row of the batch, so other data would inherit it in the next. Write an amortised guide "
-    "that computes its sites from the batch, or fit all data at once."
+    "The guide keeps one value per row of the batch, so other data would inherit it in the next. Write an amortised "
+    "guide that computes its sites from the batch, or fit all data at once."
 )
 
 

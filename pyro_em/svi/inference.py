@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_em.graph import Intervention, Program
+from pyro_em.graph.trace import run
 from pyro_em.guide_posterior import GuidePosterior
 from pyro_em.params import ParamSpace
 from pyro_em.posterior import ExactPosterior
 from pyro_em.predict import emit
-from pyro_em.svi.objective import draw_guide
+from pyro_em.svi.summed import draw_guide
 
 __all__ = ["GuideInference"]
 
@@ -29,22 +31,33 @@ class GuideInference:
         guide: the user's guide, an automatic one, or one without sites.
         space: the fitted parameters.
         guided: whether the guide samples anything.
+        global_sites: latents of the guide that lie outside the data's plates.
     """
 
     program: Program
     guide: Callable[..., Any]
     space: ParamSpace
     guided: bool
+    global_sites: frozenset[str] = frozenset()
 
     def latents(self) -> dict[str, Tensor]:
         """No latent is point-estimated."""
         return {}
 
+    def shared(self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int) -> dict[str, Tensor]:
+        """The guide's draws of the latents that all data share; those of single data are left to the model."""
+        if not self.global_sites:
+            return {}
+        with torch.no_grad():
+            traces = [draw_guide(self.guide, args, kwargs, {})[0] for _ in range(num_samples)]
+        return {n: torch.stack([t.nodes[n]["value"] for t in traces]) for n in self.global_sites}
+
     def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior | GuidePosterior:
         """The exact posterior where the guide is empty, else one that draws from the guide."""
         if not self.guided:
             return self._exact(args, kwargs)
-        return GuidePosterior(lambda: self._draw(args, kwargs), self.space.active)
+        guide_alone = functools.partial(run, self.guide, args, kwargs, Intervention())
+        return GuidePosterior(lambda: self._draw(args, kwargs), guide_alone, self.space.active)
 
     def _exact(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
         intervention = Intervention()

@@ -18,7 +18,8 @@ from pyro_em.graph.trace import is_latent
 from pyro_em.problem import Problem
 from pyro_em.svi.feed import batch_plates, check_guide_follows
 from pyro_em.svi.inference import GuideInference
-from pyro_em.svi.objective import Objective, choose_objective, draw_guide
+from pyro_em.svi.objective import Objective, choose_objective
+from pyro_em.svi.summed import draw_guide
 
 __all__ = ["Prepared", "prepare"]
 
@@ -59,8 +60,9 @@ def prepare(
     if batches is not None:
         plates = batch_plates(problem.model, first)
         check_guide_follows(guide, first, plates)
-    guided = any(is_latent(site) for site in drawn.nodes.values())
-    return Prepared(bound, GuideInference(program, guide, problem.space, guided), plates)
+    latents = [n for n, site in drawn.nodes.items() if is_latent(site)]
+    shared = frozenset(n for n in latents if n in seen.trace.nodes and seen.data_plate_of(n) is None)
+    return Prepared(bound, GuideInference(program, guide, problem.space, bool(latents), shared), plates)
 
 
 def _look(problem: Problem, guide: Guide, first: Batch) -> tuple[poutine.Trace, Intervention, Survey]:
