@@ -56,6 +56,7 @@ def fit(
     Raises:
         ModelError: the strategy cannot treat the model; the message names the site and the way out.
         StartError: starting values that cannot be used.
+        TypeError: ``strategy`` is not a strategy object.
 
     >>> import pyro, torch, pyro.distributions as dist
     >>> from pyro_em import EM, fit
@@ -68,6 +69,8 @@ def fit(
     >>> result.converged, round(result.params["p"].item(), 3)
     (True, 0.5)
     """
+    if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("init", "step", "evaluate")):
+        raise TypeError(f"strategy must be EM(...), SVI(...) or another Strategy object; got {strategy!r}.")
     space = ParamSpace(model, getattr(strategy, "guide", None), args, kwargs)
     problem = Problem(model, args, kwargs, space, lambda: _start(space, init))
     began = time.perf_counter()

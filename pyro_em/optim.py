@@ -63,12 +63,26 @@ class Optimizer:
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update once from the gradients in place, or as often as the optimiser calls ``closure``."""
+        if closure is None:
+            self._clip_gradients()
+            self.torch.step()
+            return
+
+        def clipped() -> Any:
+            loss = closure()
+            self._clip_gradients()
+            return loss
+
+        self.torch.step(clipped)
+
+    def _clip_gradients(self) -> None:
         for leaf, clip in self._clip:
+            if leaf.grad is None:
+                continue
             if "clip_norm" in clip:
                 torch.nn.utils.clip_grad_norm_(leaf, clip["clip_norm"])
             if "clip_value" in clip:
                 torch.nn.utils.clip_grad_value_(leaf, clip["clip_value"])
-        self.torch.step() if closure is None else self.torch.step(closure)
 
     def end_epoch(self) -> None:
         """Advance the learning-rate schedule, as Pyro's users do once an epoch."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pyro_em.params import ParamSpace
 
 __all__ = ["Problem"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,15 @@ class Problem:
     kwargs: dict[str, Any]
     space: ParamSpace
     start: Callable[[], None] = field(default=lambda: None)
+
+    def first_run(self, run: Callable[[], T]) -> T:
+        """Run the model for the first time; where its own initial values are what breaks it, name the parameter.
+
+        Raises:
+            StartError: a parameter starts on the boundary of its constraint, or is not finite.
+        """
+        try:
+            return run()
+        except ValueError:
+            self.space.check_start()
+            raise

@@ -49,7 +49,7 @@ def prepare(problem: Problem) -> Prepared:
     """
     intervention = Intervention()
     data = whole(problem.args, problem.kwargs)
-    seen = survey(problem.model, *data, intervention)
+    seen = problem.first_run(lambda: survey(problem.model, *data, intervention))
     for name in seen.others:
         _check_global(name, seen)
         site = seen.site(name)
@@ -66,7 +66,7 @@ def prepare(problem: Problem) -> Prepared:
     inference = ExactInference(program, problem.space)
     with torch.no_grad():
         graph = inference.graph(*data, intervention)
-        program.verify(graph, survey(problem.model, *data, intervention))
+    program.verify(graph, *data, intervention)
     return Prepared(data, inference, intervention, bool(seen.subsampled), graph)
 
 

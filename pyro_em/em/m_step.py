@@ -51,6 +51,10 @@ class GradientMStep:
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
 
 
+class _Enough(Exception):
+    """The question is answered before the optimiser is done."""
+
+
 @dataclass
 class Ascent:
     """The running M-step of one fit: its optimiser, and how often in a row it failed.
@@ -80,18 +84,31 @@ class Ascent:
         optimizer.scale_learning_rate(0.5)
         return False
 
-    def shortfall(self, q: Callable[[], Tensor]) -> float:
-        """How far ``q`` is from its maximum, in nats, by a long L-BFGS run that is then undone.
+    def can_gain(self, objective: Callable[[], Tensor], nats: float) -> bool:
+        """Whether a run of L-BFGS on the objective itself would raise it by this much; the run is undone.
 
-        An M-step of a few updates can creep along far from the maximum of Q, and its small gains would pass for
-        convergence.
+        EM's gains can shrink fast long before they are spent, and an M-step of a few updates can creep far from the
+        maximum of Q. Both would pass for convergence to a rule that sees gains only.
         """
         before = self._copies()
         with torch.no_grad():
-            start = float(q())
-        after = _climb(q, Optimizer(functools.partial(LBFGS, max_iter=100), self.leaves), 1)
-        self._restore(before)
-        return max(after - start, 0.0)
+            start = float(objective())
+
+        def guarded() -> Tensor:
+            value = objective()
+            if float(value.detach()) - start >= nats:
+                raise _Enough
+            return value
+
+        try:
+            _climb(guarded, Optimizer(functools.partial(LBFGS, max_iter=100), self.leaves), 1)
+        except _Enough:
+            return True
+        finally:
+            self._restore(before)
+            for leaf in self.leaves.values():
+                leaf.grad = None
+        return False
 
     def _copies(self) -> list[Tensor]:
         return [leaf.detach().clone() for leaf in self.leaves.values()]

@@ -20,7 +20,7 @@ from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.stopping import WINDOW, remaining_gain, resolution, rounding
 from pyro_em.errors import DecreaseError, StartError
-from pyro_em.graph import Cliques, FactorGraph, Intervention, clique_posteriors, expected_log_joint
+from pyro_em.graph import Cliques, FactorGraph, Intervention, clique_posteriors, expected_log_joint, log_evidence
 from pyro_em.problem import Problem
 from pyro_em.status import Status
 from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
@@ -42,6 +42,7 @@ class EMState:
     ascent: Ascent
     stochastic: bool
     gains: tuple[float, ...] = ()
+    next_check: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,19 +148,26 @@ class EM:
         value = expected_log_joint(graph, state.cliques.weights)
         return value + graph.log_prior() if self._counts_priors(state) else value
 
+    def _objective(self, state: EMState) -> Tensor:
+        """What EM climbs, differentiable: the log evidence, with priors where they count."""
+        graph = state.inference.graph(*state.data, state.intervention)
+        value = log_evidence(graph)
+        return value + graph.log_prior() if self._counts_priors(state) else value
+
     def _m_step(self, state: EMState) -> bool:
         with torch.no_grad():
             start = float(self._q(state))
         return state.ascent.maximise(lambda: self._q(state), start)
 
-    def _outcome(self, state: EMState) -> Status:
+    def _outcome(self, state: EMState) -> tuple[Status, bool]:
+        """Whether to stop, and whether the gains alone said so."""
         noise = resolution(state.cliques.spread, state.ascent.dtype)
         if self.tol == 0 or remaining_gain(state.gains, noise) >= self.tol:
-            return Status.RUNNING
+            return Status.RUNNING, False
         if noise > self.tol:
-            return Status.ROUNDING
-        close = state.ascent.shortfall(lambda: self._q(state)) < self.tol
-        return Status.CONVERGED if close else Status.RUNNING
+            return Status.ROUNDING, True
+        more = state.ascent.can_gain(lambda: self._objective(state), self.tol)
+        return Status.RUNNING if more else Status.CONVERGED, True
 
     def _judge(
         self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor], accepted: bool
@@ -176,7 +184,10 @@ class EM:
         if gain < -noise:
             return self._fallen(problem, old, new, before)
         new = replace(new, gains=(*old.gains, gain)[-WINDOW:])
-        return replace(new, status=self._outcome(new))
+        if new.step < new.next_check:
+            return new
+        status, seems_done = self._outcome(new)
+        return replace(new, status=status, next_check=3 * new.step // 2 if seems_done else new.next_check)
 
     def _fallen(self, problem: Problem, old: EMState, new: EMState, before: dict[str, Tensor]) -> EMState:
         message = (

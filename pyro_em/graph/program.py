@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from pyro_em.errors import ModelError
 from pyro_em.graph.build import build_graph, site_log_prob
 from pyro_em.graph.eliminate import index_table
 from pyro_em.graph.factor import Factor, FactorGraph
-from pyro_em.graph.survey import Survey
+from pyro_em.graph.survey import Survey, survey
 from pyro_em.graph.trace import Intervention, Model, run_enumerated
 
 __all__ = ["Program"]
@@ -40,16 +40,25 @@ class Program:
         trace = run_enumerated(self.model, args, kwargs, intervention, self.max_plate_nesting)
         return build_graph(trace, self.priors, self.ignored)
 
-    def verify(self, graph: FactorGraph, seen: Survey) -> None:
-        """Compare the graph with the plain run it must contain.
+    def verify(
+        self, graph: FactorGraph, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention
+    ) -> None:
+        """Compare the graph with plain runs that it must contain.
 
-        At the states the plain run happened to draw, every table must hold that run's log-probability. This catches, at
-        the cost of one gather, code whose result changes under enumeration without failing: batch statistics, dropout,
-        reshapes that mix dimensions, imputed values that other sites depend on.
+        With latents drawn, all in their first state and all in their last, every table must hold the plain run's
+        log-probability. This catches, at the cost of three runs, code whose result changes under enumeration without
+        failing: batch statistics, dropout, reshapes that mix dimensions, ``(z == 1).any()``, imputed values that other
+        sites depend on.
 
         Raises:
-            ModelError: a site's density differs between the two runs.
+            ModelError: a site's density differs between the runs.
         """
+        with torch.no_grad():
+            for forced in ({}, _at_state(graph, 0), _at_state(graph, -1)):
+                seen = survey(self.model, args, kwargs, replace(intervention, forced=forced))
+                self._compare(graph, seen)
+
+    def _compare(self, graph: FactorGraph, seen: Survey) -> None:
         plain = {f.name: f for f in build_graph(seen.trace, self.priors, self.ignored).factors}
         states = {
             v: graph.layout[name].states(seen.trace.nodes[name]["value"]).unsqueeze(0)
@@ -62,7 +71,7 @@ class Program:
                 raise ModelError(self._mismatch(factor, seen))
 
     def _mismatch(self, factor: Factor, seen: Survey) -> str:
-        names = ", ".join(repr(v.name) for v in factor.scope) or "its latents"
+        names = ", ".join(repr(v.name) for v in factor.scope) or "the model"
         hint = ""
         if self.ignored:
             hint = (
@@ -80,3 +89,12 @@ class Program:
 def _agree(drawn: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
     tolerance = 1e-7 if dtype == torch.float64 else 1e-3
     return bool(torch.allclose(drawn, plain, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+
+def _at_state(graph: FactorGraph, state: int) -> dict[str, Tensor]:
+    """Every variable in one of its states, as values in the model's shape."""
+    found = {}
+    for name, variable in graph.variables.items():
+        index = torch.full([p.size for p in variable.plates], state % variable.size)
+        found[name] = graph.layout[name].values(index)
+    return found

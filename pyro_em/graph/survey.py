@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import plates_of, site_log_prob, unknown_axis
@@ -42,6 +43,12 @@ class Survey:
     def site(self, name: str) -> Site:
         """The trace node of a site."""
         return self.trace.nodes[name]
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether an observation holds NaN (under a mask, or the run would have failed)."""
+        observed = [s["value"] for s in self.trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
+        return any(bool(v.isnan().any()) for v in observed if isinstance(v, Tensor) and v.is_floating_point())
 
     def data_plate_of(self, name: str) -> str | None:
         """A data plate that holds the site, or ``None`` for a global one."""

@@ -45,17 +45,21 @@ class Intervention(Messenger):
 
     Attributes:
         given: latents that are not enumerated: their values by site.
+        forced: latents that would be summed out, held at one value for a check.
         subsample: indices of subsampled plates, drawn once and then repeated until this is cleared.
+        reached: the last enumerable latent that the run came to.
         partial: plates whose indices were drawn at random and leave data out, with how many they show of how many.
         scales: for plates of a minibatch, the factor by which sites inside are scaled to the full data.
         enumerate_all: mark every latent with finite support, whatever the model's own ``infer`` says.
     """
 
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    forced: Mapping[str, Tensor] = field(default_factory=dict)
     subsample: dict[str, Tensor] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     enumerate_all: bool = False
     partial: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reached: str = ""
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -69,6 +73,7 @@ class Intervention(Messenger):
         if msg["name"] in self.given:
             msg["infer"] = {**msg["infer"], "enumerate": None}
         elif can_enumerate(msg):
+            self.reached = msg["name"]
             msg["infer"] = {**msg["infer"], "_is_summed": True}
             if self.enumerate_all:
                 msg["infer"].update(enumerate="parallel", expand=False, num_samples=None)
@@ -121,7 +126,7 @@ Model = Callable[..., Any]
 
 def run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> poutine.Trace:
     """A plain trace: latents that are not given are drawn."""
-    with poutine.trace() as tracer, _Give(intervention.given), intervention:
+    with poutine.trace() as tracer, _Give({**intervention.given, **intervention.forced}), intervention:
         model(*args, **kwargs)
     return tracer.trace
 
@@ -136,14 +141,18 @@ def run_enumerated(
     """
     with poutine.trace() as tracer:
         try:
-            with _Give(intervention.given), EnumMessenger(first_available_dim=-1 - max_plate_nesting), intervention:
+            with (
+                _Give({**intervention.given, **intervention.forced}),
+                EnumMessenger(first_available_dim=-1 - max_plate_nesting),
+                intervention,
+            ):
                 model(*args, **kwargs)
         except Exception as error:
-            raise ModelError(_broken_run(tracer.trace, error)) from error
+            raise ModelError(_broken_run(tracer.trace, intervention.reached, error)) from error
     return tracer.trace
 
 
-def _broken_run(trace: poutine.Trace, error: Exception) -> str:
+def _broken_run(trace: poutine.Trace, reached: str, error: Exception) -> str:
     sites = [name for name, site in trace.nodes.items() if site["type"] == "sample" and not is_subsample(site)]
     enumerated = [name for name in sites if trace.nodes[name]["infer"].get("_enumerate_dim") is not None]
     dims = [-trace.nodes[name]["infer"]["_enumerate_dim"] for name in enumerated]
@@ -155,8 +164,8 @@ def _broken_run(trace: poutine.Trace, error: Exception) -> str:
         )
     if "Inhomogeneous total count" in str(error):
         return (
-            f"A Binomial latent after site {sites[-1:]} has a total_count that differs between data, so its support "
-            "differs too. Give it one common total_count, or one plate per count."
+            f"The Binomial latent {reached!r} has a total_count that differs between data, so its support differs "
+            "too. Give it one common total_count, or one plate per count."
         )
     shape = f"After site {sites[-1]!r}" if sites else "Before the first site"
     latent = enumerated[-1] if enumerated else "z"

@@ -79,6 +79,12 @@ def choose_objective(
             "over. Add pyro.sample statements of these names to the guide, or leave the guide out for an automatic one."
         )
     latents = {n: s for n, s in drawn.nodes.items() if is_latent(s)}
+    strangers = [n for n, s in latents.items() if n not in seen.trace.nodes and not s["infer"].get("is_auxiliary")]
+    if strangers:
+        raise ModelError(
+            f"The guide samples {strangers}, which the model does not have, so the bound would count their density on one "
+            "side only. Correct the names, or mark draws the guide needs for itself with infer={'is_auxiliary': True}."
+        )
     guide_side = [n for n, s in latents.items() if s["infer"].get("enumerate")]
     if elbo is not None:
         return PyroBound(elbo, model, guide, enumerate_model=isinstance(elbo, TraceEnum_ELBO))
@@ -87,7 +93,7 @@ def choose_objective(
             f"Latents are summed out on both sides: {guide_side} in the guide, {list(seen.enumerated)} in the model. "
             "Remove the first from the guide so that all are summed out exactly, or sample the second in the guide too."
         )
-    if seen.enumerated:
+    if seen.enumerated or seen.imputed or seen.has_missing:
         return SummedBound(program, guide, num_particles)
     if guide_side:
         elbo = TraceEnum_ELBO(num_particles=num_particles, max_plate_nesting=program.max_plate_nesting)

@@ -46,7 +46,7 @@ def prepare(
     """
     first = Batch(problem.args, problem.kwargs, 0) if batches is None else next(batches.epoch())
     guide = guide if guide is not None else _automatic_guide(problem, first, batches)
-    _look(problem, guide, first)
+    problem.first_run(lambda: _look(problem, guide, first))
     problem.space.track()
     problem.start()
     problem.space.check_start()
@@ -55,7 +55,8 @@ def prepare(
     bound = choose_objective(problem.model, guide, program, seen, drawn, elbo, num_particles)
     if seen.enumerated and elbo is None:
         with torch.no_grad():
-            program.verify(program.graph(first.args, first.kwargs, intervention), seen)
+            graph = program.graph(first.args, first.kwargs, intervention)
+        program.verify(graph, first.args, first.kwargs, intervention)
     plates: frozenset[str] = frozenset()
     if batches is not None:
         plates = batch_plates(problem.model, first)
