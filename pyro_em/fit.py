@@ -70,7 +70,7 @@ def fit(
     (True, 0.5)
     """
     if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("init", "step", "evaluate")):
-        raise TypeError(f"strategy must be EM(...), SVI(...) or another Strategy object; got {strategy!r}.")
+        raise TypeError(f"strategy must be a strategy object, EM(), SVI(guide) or one of your own; got {strategy!r}.")
     space = ParamSpace(model, getattr(strategy, "guide", None), args, kwargs)
     problem = Problem(model, args, kwargs, space, lambda: _start(space, init))
     began = time.perf_counter()

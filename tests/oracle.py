@@ -13,18 +13,20 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from programs import PROGRAMS, Program
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Oracle", "brute_force"]
+__all__ = ["PYRO_IS_NOT_EXACT", "Oracle", "brute_force", "pyro_evidence", "summed"]
 
 Index = tuple[int, ...]
 Term = tuple[float, float]
@@ -51,9 +53,7 @@ class Oracle:
         """p(name = k | x), shape (*batch_shape, K)."""
         size = len(self.supports[name])
         columns = [self.codes[:, i] for i, v in enumerate(self.variables) if v[0] == name]
-        return torch.stack([self._table(column, size) for column in columns]).reshape(
-            *self.batch_shapes[name], size
-        )
+        return torch.stack([self._table(column, size) for column in columns]).reshape(*self.batch_shapes[name], size)
 
     def pairwise(self, name_a: str, index_a: Index, name_b: str, index_b: Index) -> Tensor:
         """p(a = j, b = k | x) for one element of each of two sites, shape (K_a, K_b)."""
@@ -97,9 +97,7 @@ def brute_force(
         assignments = [{name: v[a] for name, v in values.items()} for a in range(total)]
         run.check_imputed(assignments[0])
         log_evidence, weights = _normalise([run.terms(a) for a in assignments], run.supports)
-    return Oracle(
-        log_evidence, assignments, weights, codes, run.variables, run.supports, run.batch_shapes
-    )
+    return Oracle(log_evidence, assignments, weights, codes, run.variables, run.supports, run.batch_shapes)
 
 
 class _Hold(Messenger):
@@ -197,3 +195,35 @@ def _normalise(terms: list[dict[str, Term]], latents: Mapping[str, Tensor]) -> t
     if not log_evidence.isfinite():
         raise ValueError(f"The log evidence is {log_evidence}: no assignment explains the data.")
     return log_evidence.item(), log_joint.softmax(0)
+
+
+def summed(program: Program, priors: bool = True) -> Oracle:
+    """The sum for a program of the corpus at its `given` values, computed once per process."""
+    return _summed(program.name, priors or not program.given)
+
+
+@cache
+def _summed(name: str, priors: bool) -> Oracle:
+    program = next(p for p in PROGRAMS if p.name == name)
+    model, args, kwargs = program.make()
+    with pyro.get_param_store().scope():
+        return brute_force(model, args, kwargs, given=program.given, priors=priors)
+
+
+# Programs on which Pyro's own enumeration is not exact, and why.
+PYRO_IS_NOT_EXACT = {
+    "obs_mask_continuous": "Pyro draws `x_unobserved` and scores `x` against the draw",
+}
+
+
+def pyro_evidence(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], given: Mapping[str, Tensor]
+) -> float:
+    """log p(x, given) by Pyro's own enumeration: a second opinion, by other people's code.
+
+    Needs double precision as the default dtype where the model has deterministic sites or factors.
+    """
+    if given:
+        model = poutine.condition(model, data=dict(given))
+    elbo = TraceEnum_ELBO(max_plate_nesting=2)
+    return -elbo.loss(config_enumerate(model), lambda *args, **kwargs: None, *args, **kwargs)

@@ -13,6 +13,7 @@ from pyro_em.data import whole
 from pyro_em.em.inference import ExactInference
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
+from pyro_em.graph.guard import TableGuard
 from pyro_em.graph.trace import Site
 from pyro_em.problem import Problem
 
@@ -64,7 +65,7 @@ def prepare(problem: Problem) -> Prepared:
     problem.space.check_start()
     program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
     inference = ExactInference(program, problem.space)
-    with torch.no_grad():
+    with torch.no_grad(), TableGuard():
         graph = inference.graph(*data, intervention)
     program.verify(graph, *data, intervention)
     return Prepared(data, inference, intervention, bool(seen.subsampled), graph)

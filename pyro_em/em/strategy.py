@@ -20,7 +20,15 @@ from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.stopping import WINDOW, remaining_gain, resolution, rounding
 from pyro_em.errors import DecreaseError, StartError
-from pyro_em.graph import Cliques, FactorGraph, Intervention, clique_posteriors, expected_log_joint, log_evidence
+from pyro_em.graph import (
+    Cliques,
+    FactorGraph,
+    Intervention,
+    clique_posteriors,
+    expected_log_joint,
+    informed_weights,
+    log_evidence,
+)
 from pyro_em.problem import Problem
 from pyro_em.status import Status
 from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
@@ -139,6 +147,7 @@ class EM:
 
     def _expect(self, graph: FactorGraph, state: EMState) -> EMState:
         cliques = clique_posteriors(graph)
+        cliques = replace(cliques, weights=informed_weights(graph, cliques.weights))
         prior = float(graph.log_prior()) if self._counts_priors(state) else 0.0
         return replace(state, cliques=cliques, objective=cliques.log_evidence + prior)
 

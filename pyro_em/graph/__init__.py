@@ -1,5 +1,6 @@
 """A model as a factor graph: traced, checked, and summed out exactly."""
 
+from pyro_em.graph.barren import informed_weights
 from pyro_em.graph.build import build_graph
 from pyro_em.graph.eliminate import (
     Cliques,
@@ -33,6 +34,7 @@ __all__ = [
     "build_graph",
     "clique_posteriors",
     "expected_log_joint",
+    "informed_weights",
     "log_evidence",
     "log_evidence_terms",
     "maximise",

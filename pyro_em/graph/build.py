@@ -11,8 +11,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
+from pyro_em.graph.density import log_prob, with_true_zeros
 from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Prior, Variable
-from pyro_em.graph.missing import log_prob
 from pyro_em.graph.trace import Site, is_random
 
 __all__ = ["build_graph", "plates_of", "site_log_prob"]
@@ -61,7 +61,7 @@ def site_log_prob(site: Site) -> Tensor:
     fn = site["fn"]
     while isinstance(fn, MaskedDistribution):  # Pyro would count a masked latent as one of uniform weights 1
         fn = fn.base_dist
-    return fn.log_prob(site["value"])
+    return with_true_zeros(fn).log_prob(site["value"])
 
 
 def _variable(name: str, site: Site) -> tuple[Variable, Layout]:
@@ -90,8 +90,20 @@ def _factor(name: str, site: Site, by_id: Mapping[int, Variable], own: Variable 
     scope = tuple(dict.fromkeys(v for v in axes.values() if isinstance(v, Variable)))
     if own is not None and own not in scope:
         scope += (own,)
-    table = _arrange(table, axes, (*plates.values(), *scope))
-    return Factor(name, tuple(plates.values()), scope, table.to(torch.float64), _scale(name, site))
+    table = _arrange(table, axes, (*plates.values(), *scope)).to(torch.float64)
+    return Factor(name, tuple(plates.values()), scope, table, _scale(name, site), _active(site, plates))
+
+
+def _active(site: Site, plates: Mapping[int, Plate]) -> Tensor | None:
+    """Over the site's plates: where an observation counts; ``None``, everywhere."""
+    mask = site["mask"]
+    if not site["is_observed"] or mask is None or mask is True:
+        return None
+    mask = torch.as_tensor(mask)
+    sized = [(i, i - mask.dim()) for i, size in enumerate(mask.shape) if size > 1]
+    if any(dim not in plates for _, dim in sized):
+        return None  # it varies over a latent's states: every datum counts in some of them
+    return _arrange(mask, {i: plates[dim] for i, dim in sized}, tuple(plates.values()))
 
 
 def _axes(

@@ -42,6 +42,7 @@ class Factor:
         scope: variables the density depends on.
         table: float64, of shape (*plate sizes, *variable sizes).
         scale: the site's scalar ``poutine.scale``, applied outside the sum over states.
+        active: for an observation under a mask, over the plates: where it counts; ``None``, everywhere.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Factor:
     scope: tuple[Variable, ...]
     table: Tensor
     scale: float = 1.0
+    active: Tensor | None = None
 
     @property
     def dims(self) -> tuple[Dim, ...]:

@@ -13,6 +13,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_em.errors import ModelError
+from pyro_em.graph.guard import TableTooLargeError
+from pyro_em.graph.plan import MAX_TABLE
 
 __all__ = ["Intervention", "can_enumerate", "is_latent", "is_random", "is_subsample", "run", "run_enumerated"]
 
@@ -147,9 +149,20 @@ def run_enumerated(
                 intervention,
             ):
                 model(*args, **kwargs)
+        except TableTooLargeError as error:
+            raise ModelError(_too_many_states(tracer.trace, error.entries)) from error
         except Exception as error:
             raise ModelError(_broken_run(tracer.trace, intervention.reached, error)) from error
     return tracer.trace
+
+
+def _too_many_states(trace: poutine.Trace, entries: int) -> str:
+    names = [n for n, s in trace.nodes.items() if s["infer"].get("_enumerate_dim") is not None]
+    return (
+        f"The latents {', '.join(names[:8])}{' ...' if len(names) > 8 else ''} meet in one density, whose table over "
+        f"their joint states has {entries:.3g} entries, more than the limit of {MAX_TABLE:.3g}. Use "
+        "strategy=SVI(guide) with a guide for some of these latents, or fewer states."
+    )
 
 
 def _broken_run(trace: poutine.Trace, reached: str, error: Exception) -> str:

@@ -82,7 +82,7 @@ def choose_objective(
     strangers = [n for n, s in latents.items() if n not in seen.trace.nodes and not s["infer"].get("is_auxiliary")]
     if strangers:
         raise ModelError(
-            f"The guide samples {strangers}, which the model does not have, so the bound would count their density on one "
+            f"The latents {strangers} of the guide are not in the model, so the bound would count their density on one "
             "side only. Correct the names, or mark draws the guide needs for itself with infer={'is_auxiliary': True}."
         )
     guide_side = [n for n, s in latents.items() if s["infer"].get("enumerate")]

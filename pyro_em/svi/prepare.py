@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_em.data import Batch, Batches
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Program, Survey, survey
+from pyro_em.graph.guard import TableGuard
 from pyro_em.graph.trace import is_latent
 from pyro_em.problem import Problem
 from pyro_em.svi.feed import batch_plates, check_guide_follows
@@ -45,25 +46,25 @@ def prepare(
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
     first = Batch(problem.args, problem.kwargs, 0) if batches is None else next(batches.epoch())
-    guide = guide if guide is not None else _automatic_guide(problem, first, batches)
-    problem.first_run(lambda: _look(problem, guide, first))
+    chosen = guide if guide is not None else problem.first_run(lambda: _automatic_guide(problem, first, batches))
+    problem.first_run(lambda: _look(problem, chosen, first))
     problem.space.track()
     problem.start()
     problem.space.check_start()
-    drawn, intervention, seen = _look(problem, guide, first)
+    drawn, intervention, seen = _look(problem, chosen, first)
     program = Program(problem.model, max(seen.max_plate_nesting, _nesting(drawn)), seen.imputed)
-    bound = choose_objective(problem.model, guide, program, seen, drawn, elbo, num_particles)
+    bound = choose_objective(problem.model, chosen, program, seen, drawn, elbo, num_particles)
     if seen.enumerated and elbo is None:
-        with torch.no_grad():
+        with torch.no_grad(), TableGuard():
             graph = program.graph(first.args, first.kwargs, intervention)
         program.verify(graph, first.args, first.kwargs, intervention)
     plates: frozenset[str] = frozenset()
     if batches is not None:
         plates = batch_plates(problem.model, first)
-        check_guide_follows(guide, first, plates)
+        check_guide_follows(chosen, first, plates)
     latents = [n for n, site in drawn.nodes.items() if is_latent(site)]
     shared = frozenset(n for n in latents if n in seen.trace.nodes and seen.data_plate_of(n) is None)
-    return Prepared(bound, GuideInference(program, guide, problem.space, bool(latents), shared), plates)
+    return Prepared(bound, GuideInference(program, chosen, problem.space, bool(latents), shared), plates)
 
 
 def _look(problem: Problem, guide: Guide, first: Batch) -> tuple[poutine.Trace, Intervention, Survey]:

@@ -1,0 +1,47 @@
+"""Refuse a table that is too large before the model allocates it.
+
+A density in which many latents meet is broadcast by the model's own arithmetic to one entry per joint state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_em.graph.plan import MAX_TABLE
+
+__all__ = ["TableGuard", "TableTooLargeError"]
+
+
+class TableTooLargeError(Exception):
+    """An operation would make a tensor of more than ``MAX_TABLE`` entries; ``entries`` says how many."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__(f"{entries:.3g} entries")
+        self.entries = entries
+
+
+class TableGuard(TorchFunctionMode):
+    """Looks at the shapes of every elementwise operation in its body; for a first run only, since that takes time."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        shapes = [a.shape for a in args if isinstance(a, Tensor)]
+        if len(shapes) > 1:
+            entries = _broadcast_size(shapes)
+            if entries > MAX_TABLE and entries > max(prod(s) for s in shapes):
+                raise TableTooLargeError(entries)
+        return func(*args, **(kwargs or {}))
+
+
+def _broadcast_size(shapes: list[torch.Size]) -> int:
+    try:
+        return prod(torch.broadcast_shapes(*shapes))
+    except RuntimeError:  # not an elementwise operation
+        return 0
