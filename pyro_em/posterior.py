@@ -143,7 +143,7 @@ class ExactPosterior:
         found: dict[str, Tensor] = {}
         for term in self._terms:
             name = term.plates[0].name if term.plates else ""
-            value = term.table.flatten(1).sum(1) if term.plates else term.table.reshape(1)
+            value = term.table.reshape(term.plates[0].size, -1).sum(1) if term.plates else term.table.reshape(1)
             found[name] = found[name] + value if name in found else value
         return found
 

@@ -25,7 +25,7 @@ def emit(posterior: ExactPosterior) -> None:
     """Sample every latent of an exact posterior by ``pyro.sample``, jointly.
 
     Each enumerated site is a point mass at its draw whose log-density is the draw's conditional log-probability, so the
-    sites' log-densities add up to log q(z | x).
+    sites' log-densities add up to log q(z | x), under the scale that the site has in the model.
     """
     values, log_probs = posterior.sample_with_log_prob(1)
     graph = posterior.graph
@@ -34,13 +34,15 @@ def emit(posterior: ExactPosterior) -> None:
         if name in log_probs:
             layout = graph.layout[name]
             plates = dict(zip(layout.plate_dims, graph.variables[name].plates, strict=True))
+            scale = next(f.scale for f in graph.factors if f.name == name)
             fn = dist.Delta(value, log_density=log_probs[name].squeeze(0), event_dim=layout.support.dim() - 1)
         else:
-            plates = graph.priors[name].plates
+            plates, scale = graph.priors[name].plates, 1.0
             fn = dist.Delta(value, event_dim=graph.priors[name].event_dim)
         with ExitStack() as stack:
             for dim, plate in plates.items():  # pyro.plate would add a site of its own for each latent
                 stack.enter_context(IndepMessenger(plate.name, plate.size, dim))
+            stack.enter_context(poutine.scale(scale=scale))
             pyro.sample(name, fn)
 
 

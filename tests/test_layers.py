@@ -55,10 +55,7 @@ class Source:
 
 def sources(folder: str) -> list[Source]:
     files = sorted((ROOT / folder).rglob("*.py"))
-    return [
-        Source(PurePosixPath(file.relative_to(ROOT).as_posix()), file.read_text("utf-8"))
-        for file in files
-    ]
+    return [Source(PurePosixPath(file.relative_to(ROOT).as_posix()), file.read_text("utf-8")) for file in files]
 
 
 def imports(source: Source, tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -199,9 +196,7 @@ def test_models() -> None:
 
 def made_up(**files: str) -> list[Source]:
     """Sources from ``pyro_em__em__loop="import torch"``: two underscores are one slash."""
-    return [
-        Source(PurePosixPath(name.replace("__", "/") + ".py"), text) for name, text in files.items()
-    ]
+    return [Source(PurePosixPath(name.replace("__", "/") + ".py"), text) for name, text in files.items()]
 
 
 @pytest.mark.parametrize(
@@ -242,9 +237,7 @@ def test_a_module_outside_the_table_is_told_where_to_go() -> None:
 
 
 def test_a_cycle_of_siblings_is_found() -> None:
-    files = made_up(
-        pyro_em__params="from .optim import step", pyro_em__optim="from . import params"
-    )
+    files = made_up(pyro_em__params="from .optim import step", pyro_em__optim="from . import params")
     assert check_direction(files) == []
     (wrong,) = check_cycles(files)
     assert "params -> optim" in wrong

@@ -61,7 +61,7 @@ def amortised() -> FitResult:
         with pyro.plate("data", len(x)):
             pyro.sample("c", encoder(x))
 
-    return fit(factor_analysis, X, strategy=SVI(guide, optim=ADAM, max_steps=300), seed=0, progress=False)
+    return fit(factor_analysis, X, strategy=SVI(guide, optim=ADAM, max_steps=100), seed=0, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_amortised_posterior_is_the_guides_own_distribution() -> None:
     with result.use():
         weight, bias = pyro.param("encoder$$$layer.weight"), pyro.param("encoder$$$layer.bias")
         torch.testing.assert_close(post["c"].loc, weight[0] * new + bias[0])
-    draws = post.sample(4000)["c"]
-    torch.testing.assert_close(draws.mean(0), post["c"].loc, atol=0.05, rtol=0.0)
+    draws = post.sample(400)["c"]
+    torch.testing.assert_close(draws.mean(0), post["c"].loc, atol=0.15, rtol=0.0)
 
 
 def test_guide_makes_the_bound_tight(fitted: FitResult) -> None:
@@ -119,10 +119,10 @@ def test_guide_makes_the_bound_tight(fitted: FitResult) -> None:
 
 def test_predictive_of_pyro_takes_the_fitted_guide(fitted: FitResult) -> None:
     with fitted.use():
-        draws = Predictive(mixture, guide=fitted.guide, num_samples=2000)(X)
-    assert draws["z"].shape == (2000, 10)
+        draws = Predictive(mixture, guide=fitted.guide, num_samples=400)(X)
+    assert draws["z"].shape == (400, 10)
     torch.testing.assert_close(
-        draws["z"].to(torch.float64).mean(0), responsibilities(X, fitted.params)[:, 1], atol=0.06, rtol=0.0
+        draws["z"].to(torch.float64).mean(0), responsibilities(X, fitted.params)[:, 1], atol=0.12, rtol=0.0
     )
 
 
@@ -134,11 +134,11 @@ def test_amortised_guide_runs_outside_the_fit() -> None:
 
 
 def test_predict_replicates_the_data(fitted: FitResult) -> None:
-    draws = fitted.predict(num_samples=1500, seed=0)
-    assert draws["x"].shape == (1500, 10)
+    draws = fitted.predict(num_samples=500, seed=0)
+    assert draws["x"].shape == (500, 10)
     expected = responsibilities(X, fitted.params) @ fitted.params["locs"]
-    torch.testing.assert_close(draws["x"].mean(0), expected, atol=0.15, rtol=0.0)
-    again = fitted.predict(num_samples=1500, seed=0)
+    torch.testing.assert_close(draws["x"].mean(0), expected, atol=0.25, rtol=0.0)
+    again = fitted.predict(num_samples=500, seed=0)
     assert torch.equal(draws["x"], again["x"])
 
 

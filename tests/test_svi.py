@@ -8,16 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
-from pyro.infer.autoguide import AutoNormal
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions.constraints import positive, simplex
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_em import EM, SVI, Status, fit
 from pyro_em.data import open_batches
-from pyro_em.graph import log_evidence
 from pyro_em.problem import Problem
-from pyro_em.svi.evaluate import Data
 from pyro_em.svi.objective import PyroBound
 from pyro_em.svi.summed import SummedBound
 
@@ -106,8 +103,10 @@ def test_summed_bound_estimates_the_same_elbo_as_pyro() -> None:
 
 
 def test_guide_that_enumerates_and_one_that_samples_reach_the_same_bound() -> None:
-    exact = fit(mixture, X, strategy=SVI(partial(class_guide, enumerate="parallel"), optim=ADAM, max_steps=300), progress=False)
-    drawn = fit(mixture, X, strategy=SVI(class_guide, optim=ADAM, num_particles=4, max_steps=300), seed=0, progress=False)
+    exact = fit(
+        mixture, X, strategy=SVI(partial(class_guide, enumerate="parallel"), optim=ADAM, max_steps=150), progress=False
+    )
+    drawn = fit(mixture, X, strategy=SVI(class_guide, optim=ADAM, max_steps=150), seed=0, progress=False)
     assert exact.objective <= exact.log_evidence
     assert drawn.objective == pytest.approx(exact.objective, abs=0.5)
 
@@ -128,11 +127,11 @@ def test_amortised_bound_lies_below_the_exact_evidence() -> None:
 
 def test_automatic_guide_finds_the_conjugate_posterior() -> None:
     y = 1.5 * X + torch.tensor([0.3, -0.2] * 5)
-    result = fit(regression, X, y, strategy=SVI(optim=ADAM, num_particles=4, max_steps=400), seed=0, progress=False)
+    result = fit(regression, X, y, strategy=SVI(optim=ADAM, max_steps=250), seed=0, progress=False)
     precision = 1 / 4 + (X @ X) / 0.25
-    draws = result.posterior().sample(2000)["slope"]
-    assert draws.mean().item() == pytest.approx(((X @ y) / 0.25 / precision).item(), abs=0.03)
-    assert draws.std().item() == pytest.approx(precision.rsqrt().item(), rel=0.2)
+    draws = result.posterior().sample(500)["slope"]
+    assert draws.mean().item() == pytest.approx(((X @ y) / 0.25 / precision).item(), abs=0.05)
+    assert draws.std().item() == pytest.approx(precision.rsqrt().item(), rel=0.3)
 
 
 # Minibatches ----------------------------------------------------------------------------------------------------------
