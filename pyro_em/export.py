@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_em.graph import Intervention, survey
 from pyro_em.graph.build import plates_of
-from pyro_em.posterior import ExactPosterior
 from pyro_em.predict import is_constant
 from pyro_em.strategy import Inference
 
@@ -125,11 +124,9 @@ def _observed(seen: Any) -> dict[str, Tensor]:
 
 def _log_likelihoods(posterior: Any, seen: Any) -> dict[str, tuple[Tensor, tuple[Dims, int]]]:
     """Per plate, named after its observed site where there is one only, as ArviZ expects."""
-    if not isinstance(posterior, ExactPosterior):
-        return {}
     try:
         found = posterior.log_likelihoods
-    except ValueError:  # a latent shared by all data: log p(x) is no sum over them
+    except ValueError:  # a latent is continuous, or shared by all data so that log p(x) is no sum over them
         return {}
     named = {}
     for plate, value in found.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,14 +13,15 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_em.graph.trace import is_latent
-from pyro_em.posterior import ExactPosterior, as_distribution
+from pyro_em.graph.trace import is_latent, is_subsample
+from pyro_em.posterior import ExactPosterior, Joint, as_distribution
 
 __all__ = ["GuidePosterior"]
 
-Draw = Callable[[], tuple[poutine.Trace, ExactPosterior]]
+Draw = Callable[[AbstractContextManager[Any]], tuple[poutine.Trace, ExactPosterior]]
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,15 @@ class GuidePosterior:
     """q(c) p(z | c, x): the guide's latents c, and the finite rest z summed out exactly given them.
 
     Args:
-        draw: runs the guide once; its trace, and the exact posterior of the rest given its draws.
+        draw: runs the guide once under a handler; its trace, and the exact posterior of the rest given its draws.
         trace: runs the guide alone.
+        exact: the posterior with all latents summed out; raises where some cannot be.
         active: puts the fitted parameters in place.
     """
 
     draw: Draw
     trace: Callable[[], poutine.Trace]
+    exact: Callable[[], ExactPosterior]
     active: Callable[[], AbstractContextManager[Any]]
 
     @property
@@ -71,6 +75,45 @@ class GuidePosterior:
         draws = [{**_values(drawn), **_squeezed(rest)} for drawn, rest in self._draws(num_samples)]
         return {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
 
+    def joint(self, *names: str) -> Joint:
+        """The joint posterior of latents that are summed out, averaged over the guide's draws.
+
+        Raises:
+            KeyError: a latent that the guide samples; use :meth:`sample` for those.
+        """
+        tables = [posterior.joint(*names) for _, posterior in self._draws(NUM_DRAWS)]
+        return replace(tables[0], probs=torch.stack([table.probs for table in tables]).mean(0))
+
+    def map(self) -> dict[str, Tensor]:
+        """The guide's latents at the mode of their distributions, and the most probable rest given them."""
+        with self.active(), poutine.block():
+            drawn, rest = self.draw(_AtMode())
+        return {**_values(drawn), **rest.map()}
+
+    @property
+    def log_evidence(self) -> float:
+        """Exact log p(x; params), total nats.
+
+        Raises:
+            ValueError: some latent is continuous, so that only a bound is known: the fit's objective.
+        """
+        return self._all_summed_out.log_evidence
+
+    @property
+    def log_likelihoods(self) -> dict[str, Tensor]:
+        """Exact log p(x_n; params) by outermost data plate; raises as :attr:`log_evidence` does."""
+        return self._all_summed_out.log_likelihoods
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """Exact log p(x_n; params) for each datum; raises as :attr:`log_evidence` does."""
+        return self._all_summed_out.log_likelihood
+
+    @cached_property
+    def _all_summed_out(self) -> ExactPosterior:
+        with self.active(), poutine.block():
+            return self.exact()
+
     def _depends_on_draws(self, name: str) -> bool:
         """Whether another draw of the guide feeds the site's distribution, by tracking values through the guide."""
         with self.active(), poutine.block(), TrackProvenance():
@@ -81,10 +124,23 @@ class GuidePosterior:
 
     def _draws(self, count: int) -> list[tuple[poutine.Trace, ExactPosterior]]:
         with self.active(), poutine.block():
-            return [self.draw() for _ in range(count)]
+            return [self.draw(nullcontext()) for _ in range(count)]
 
 
 NUM_DRAWS = 100
+
+
+class _AtMode(Messenger):
+    """Set each latent to the mode of its distribution (the mean, where torch knows no mode)."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or is_subsample(msg):
+            return
+        try:
+            msg["value"] = msg["fn"].mode
+        except NotImplementedError:
+            msg["value"] = msg["fn"].mean
+        msg["done"] = True
 
 
 def _values(drawn: poutine.Trace) -> dict[str, Tensor]:

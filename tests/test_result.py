@@ -110,6 +110,45 @@ def test_amortised_posterior_is_the_guides_own_distribution() -> None:
     torch.testing.assert_close(draws.mean(0), post["c"].loc, atol=0.15, rtol=0.0)
 
 
+def test_guided_posterior_has_a_joint_maximum() -> None:
+    result = amortised()
+    post = result.posterior()
+    torch.testing.assert_close(post.map()["c"], post["c"].loc)
+    with pytest.raises(ValueError, match=r"\['c'\] cannot be summed out.*lower bound"):
+        post.log_likelihood  # noqa: B018
+
+
+def test_finite_rest_is_summed_out_given_the_guide() -> None:
+    """A guide for the first of two finite latents: q(a) from the guide, p(b | a, x) exact, evidence exact."""
+
+    def model(x: Tensor) -> None:
+        shift = pyro.param("shift", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(0.3))
+            b = pyro.sample("b", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
+            pyro.sample("x", dist.Normal(shift * a + 2.0 * b, 0.8), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Bernoulli(logits=pyro.param("slope", torch.tensor(0.1)) * x))
+
+    result = fit(model, X, strategy=SVI(guide, optim=ADAM, max_steps=20), seed=0, progress=False)
+    post, exact = result.posterior(), fit(model, X, strategy=EM(max_steps=0), init=result, progress=False)
+    assert post.log_evidence == pytest.approx(exact.log_evidence, abs=1e-10)
+    assert result.log_evidence == pytest.approx(exact.log_evidence, abs=1e-10)
+    torch.testing.assert_close(post.log_likelihood, exact.posterior().log_likelihood)
+    torch.testing.assert_close(post["a"].logits, result.params["slope"] * X)
+    assert post["b"].probs.shape == (10, 3)
+    torch.testing.assert_close(post.joint("b").probs, post["b"].probs, atol=0.2, rtol=0.0)
+    best = post.map()
+    assert torch.equal(best["a"], (X > 0).to(best["a"].dtype))
+    given = (
+        torch.tensor([0.5, 0.3, 0.2]).log()
+        - ((X - result.params["shift"] * best["a"])[:, None] - 2.0 * torch.arange(3)) ** 2 / 1.28
+    )
+    assert torch.equal(best["b"], given.argmax(-1))
+
+
 def test_guide_makes_the_bound_tight(fitted: FitResult) -> None:
     with fitted.use():
         for seed in range(5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_em.graph import Intervention, Program
+from pyro_em.graph import Intervention, Program, survey
 from pyro_em.graph.trace import run
 from pyro_em.guide_posterior import GuidePosterior
 from pyro_em.params import ParamSpace
@@ -57,18 +58,28 @@ class GuideInference:
         if not self.guided:
             return self._exact(args, kwargs)
         guide_alone = functools.partial(run, self.guide, args, kwargs, Intervention())
-        return GuidePosterior(lambda: self._draw(args, kwargs), guide_alone, self.space.active)
+        draw = functools.partial(self._draw, args, kwargs)
+        return GuidePosterior(draw, guide_alone, lambda: self._exact(args, kwargs), self.space.active)
 
     def _exact(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
         intervention = Intervention()
+        others = survey(self.program.model, args, kwargs, intervention).others
+        if others:
+            raise ValueError(
+                f"The latents {list(others)} cannot be summed out, so log p(x) is not known exactly; the fit's "
+                "objective is a lower bound of it."
+            )
         with torch.no_grad():
             graph = self.program.graph(args, kwargs, intervention)
         intervention.refuse_partial()
         return ExactPosterior(graph, {})
 
-    def _draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ExactPosterior]:
+    def _draw(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], handler: AbstractContextManager[Any]
+    ) -> tuple[Any, ExactPosterior]:
         with torch.no_grad():
-            drawn, intervention = draw_guide(self.guide, args, kwargs, {})
+            with handler:
+                drawn, intervention = draw_guide(self.guide, args, kwargs, {})
             graph = self.program.graph(args, kwargs, intervention)
         intervention.refuse_partial()
         return drawn, ExactPosterior(graph, {})
