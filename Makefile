@@ -19,7 +19,7 @@ help: ## this list
 setup: $(VENV)/.test ## make .venv and install the package with its test tools
 
 quickstart: $(VENV)/.test ## fit one model by EM and by SVI and compare the two
-	$(BIN)/python -m models.quickstart
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m models.quickstart
 
 # One thread each and two processes: steadier, and faster, than threads inside small tensors.
 # ArviZ 0.23 writes a file at the first import of a day, and two processes at once trip over it.

@@ -155,6 +155,16 @@ def test_batches_average_to_the_full_objective(size: int) -> None:
         assert state.data.total(state.bound.value) == pytest.approx(full, abs=1e-10)
 
 
+def test_short_last_batch_pulls_no_harder() -> None:
+    """Under plain gradient ascent the steps of an epoch add up to one that weighs every row alike."""
+    sgd = partial(torch.optim.SGD, lr=1e-6)
+    starts = torch.tensor([-1.0, 1.5])
+    batched = fit(mixture, X, strategy=SVI(optim=sgd, batch_size=4, max_epochs=1), seed=0, progress=False)
+    whole = fit(mixture, X, strategy=SVI(optim=sgd, max_steps=1), progress=False)
+    moved = (batched.params["locs"] - starts) / (whole.params["locs"] - starts)
+    torch.testing.assert_close(moved, torch.full((2,), 10 / 4), atol=1e-3, rtol=0.0)
+
+
 def test_batch_plate_is_told_from_a_plate_of_the_same_size() -> None:
     def model(x: Tensor) -> None:
         locs = pyro.param("locs", torch.tensor([-1.0, 1.5]))

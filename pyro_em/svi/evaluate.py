@@ -38,6 +38,13 @@ class Data:
         factor = self.batches.total / batch.size
         return batch.args, batch.kwargs, dict.fromkeys(self.batch_plates, factor) if factor != 1.0 else {}
 
+    def vote(self, batch: Batch | None) -> float:
+        """What a batch's gradient counts for: less for a short last batch, so that every datum pulls alike.
+
+        Scaled to all data, five rows left over would otherwise steer the parameters as much as a full batch does.
+        """
+        return 1.0 if batch is None or self.batches is None else min(batch.size / self.batches.batch_size, 1.0)
+
     def in_order(self) -> Iterator[tuple[Arguments, float]]:
         """All data once, each batch with its share b / N."""
         if self.batches is None:

@@ -139,6 +139,7 @@ class SVI:
             _copy(state.last_good, state.leaves)
             return replace(new, status=Status.NON_FINITE), info
         _copy(state.leaves, state.last_good)
+        _scale_gradients(state.leaves, state.data.vote(fed.batch))
         state.optimizer.step()
         state.optimizer.zero_grad()
         if fed.ends_epoch:
@@ -165,6 +166,12 @@ class SVI:
                 return Evaluation(evidence, "elbo", evidence)  # nothing is left to the guide: the bound is tight
             objective = bound_over_all(state.bound, state.data)
         return Evaluation(objective, "elbo", evidence)
+
+
+def _scale_gradients(leaves: tuple[Tensor, ...], factor: float) -> None:
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    if factor != 1.0 and gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 def _copy(source: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> None:
