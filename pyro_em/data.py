@@ -124,7 +124,9 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
         loader = args[at]
         if not hasattr(loader.dataset, "__len__"):
             raise ValueError("A DataLoader must know how many data it has; an IterableDataset has no length.")
-        return Batches(args, kwargs, len(loader.dataset), loader.batch_size or -(-len(loader.dataset) // len(loader)), at)
+        return Batches(
+            args, kwargs, len(loader.dataset), loader.batch_size or -(-len(loader.dataset) // len(loader)), at
+        )
     if batch_size is None:
         return None
     rows = next((_length(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.em.stopping import rounding
+from pyro_em.errors import ModelError
 from pyro_em.optim import Optimizer, OptimizerSpec
 
 __all__ = ["Ascent", "GradientMStep"]
@@ -136,8 +137,9 @@ def _climb(q: Callable[[], Tensor], optimizer: Optimizer, num_steps: int) -> flo
             with torch.enable_grad():
                 loss = -q()
                 loss.backward()
-        except ValueError:  # a trial point outside the support of the model's distributions: the line search steps back
-            return torch.tensor(math.inf)
+        except ValueError as error:
+            _raise_unless_outside(error)
+            return torch.tensor(math.inf)  # the line search steps back
         return loss.detach()
 
     for _ in range(num_steps):
@@ -146,5 +148,15 @@ def _climb(q: Callable[[], Tensor], optimizer: Optimizer, num_steps: int) -> flo
     try:
         with torch.no_grad():
             return float(q())
-    except ValueError:
+    except ValueError as error:
+        _raise_unless_outside(error)
         return -math.inf
+
+
+def _raise_unless_outside(error: ValueError) -> None:
+    """A trial point may leave the support of the model's distributions, which torch reports as a ValueError.
+
+    Any other exception of the model's arrives as the cause of a :class:`ModelError`, and is the user's to see.
+    """
+    if isinstance(error, ModelError) and not isinstance(error.__cause__, ValueError):
+        raise error
