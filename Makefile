@@ -37,7 +37,7 @@ format: $(VENV)/.lint ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 
 tutorials: $(VENV)/.test ## run the notebooks in a fresh kernel, in place
-	PYTHONPATH=$(CURDIR) $(BIN)/jupyter-execute --inplace $(sort $(wildcard tutorials/*.ipynb))
+	$(BIN)/python tutorials/execute.py
 
 bench: $(VENV)/.bench ## time the package against its peers, on one thread
 	@set -e; for script in $(sort $(wildcard tests/bench/bench_*.py)); do \

@@ -100,4 +100,5 @@ def choose_objective(
         return PyroBound(elbo, model, guide)
     sampled = [n for n, s in latents.items() if not getattr(s["fn"], "has_rsample", False) or can_enumerate(s)]
     kind = TraceGraph_ELBO if sampled else Trace_ELBO
-    return PyroBound(kind(num_particles=num_particles), model, guide)
+    elbo = kind(num_particles=num_particles, max_plate_nesting=program.max_plate_nesting)
+    return PyroBound(elbo, model, guide)
