@@ -58,7 +58,7 @@ def to_arviz(
     repeated = {n: (v.expand(*lead, *v.shape), None) for n, v in params.items() if n not in draws}
     groups = {
         "posterior": _dataset({**repeated, **latents}, lead=("chain", "draw")),
-        "observed_data": _dataset({n: (v, _dims(n, seen)) for n, v in _observed(seen).items()}, lead=()),
+        "observed_data": _dataset(_observed(seen), lead=()),
         "sample_stats": _sample_stats(history),
     }
     pointwise = _log_likelihoods(posterior, seen)
@@ -117,9 +117,24 @@ def _coords(shape: tuple[int, ...], names: list[str]) -> dict[str, np.ndarray]:
     return {name: np.arange(size) for name, size in zip(names, shape, strict=True)}
 
 
-def _observed(seen: Any) -> dict[str, Tensor]:
+def _observed(seen: Any) -> dict[str, tuple[Tensor, tuple[Dims, int]]]:
+    """Observed values and their dimensions, by the name that the model gave the site."""
     sites = {n: s for n, s in seen.nodes.items() if s["type"] == "sample" and s["is_observed"] and not is_constant(s)}
-    return {n: torch.as_tensor(s["value"]) for n, s in sites.items()}
+    found = {}
+    for name, site in sites.items():
+        stem = name.removesuffix("_observed")
+        split = stem != name and f"{stem}_unobserved" in seen.nodes
+        value = _without_hidden(site) if split else torch.as_tensor(site["value"])
+        found[stem if split else name] = (value, _dims(name, seen))
+    return found
+
+
+def _without_hidden(site: Any) -> Tensor:
+    """The values of an ``obs_mask`` site, NaN where the mask says that they are not data."""
+    value = site["value"]
+    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    mask = torch.as_tensor(site["mask"])
+    return torch.where(mask.reshape(*mask.shape, *[1] * site["fn"].event_dim), value, torch.nan)
 
 
 def _log_likelihoods(posterior: Any, seen: Any) -> dict[str, tuple[Tensor, tuple[Dims, int]]]:
@@ -130,7 +145,7 @@ def _log_likelihoods(posterior: Any, seen: Any) -> dict[str, tuple[Tensor, tuple
         return {}
     named = {}
     for plate, value in found.items():
-        sites = [n for n in _observed(seen) if plate in _dims(n, seen)[0].values() or not plate]
+        sites = [n for n, (_, dims) in _observed(seen).items() if plate in dims[0].values() or not plate]
         name = sites[0] if len(sites) == 1 else plate or "log_likelihood"
         named[name] = (value, ({-1: plate or f"{name}_dim_0"}, 0))
     return named

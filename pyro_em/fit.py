@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -115,9 +115,9 @@ def _loop(
 ) -> tuple[list[StepInfo], Any]:
     rows = [] if state.objective is None else [StepInfo(0, state.objective, time.perf_counter() - began)]
     step = 0
-    total = strategy.max_steps if strategy.max_steps < sys.maxsize else None
-    with tqdm(total=total, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
-        while state.status is Status.RUNNING and step < strategy.max_steps:
+    cap = math.inf if strategy.max_steps is None else strategy.max_steps
+    with tqdm(total=strategy.max_steps, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
+        while state.status is Status.RUNNING and step < cap:
             state, info = strategy.step(problem, state)
             info = replace(info, seconds=time.perf_counter() - began)
             step = info.step

@@ -99,8 +99,8 @@ class Strategy(Protocol):
     """Anything that can climb the objective of a :class:`~pyro_em.problem.Problem`."""
 
     @property
-    def max_steps(self) -> int:
-        """The cap on steps."""
+    def max_steps(self) -> int | None:
+        """The cap on steps; ``None`` for none."""
         ...
 
     def init(self, problem: Problem) -> Any:

@@ -223,6 +223,18 @@ def test_arviz_names_point_estimates_and_guide_draws() -> None:
     assert "encoder$$$layer.weight" in data["posterior"]
 
 
+def test_arviz_shows_hidden_data_as_missing() -> None:
+    def model(x: Tensor, seen: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x, obs_mask=seen)
+
+    seen = torch.arange(10) % 3 > 0
+    data = fit(model, X, seen, strategy=EM(), progress=False).to_arviz(num_samples=2)
+    np.testing.assert_allclose(data["observed_data"]["x"], torch.where(seen, X, torch.nan))
+    assert "x" in data["log_likelihood"]
+
+
 def test_shared_latent_has_no_pointwise_likelihood() -> None:
     def model(x: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(1.0))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -81,7 +80,7 @@ class SVI:
     guide: Callable[..., Any] | None = None
     optim: OptimizerSpec | None = None
     elbo: ELBO | None = None
-    max_steps: int = None  # type: ignore[assignment]  # resolved below
+    max_steps: int | None = None
     max_epochs: int | None = None
     batch_size: int | None = None
     patience: int | None = 200
@@ -94,9 +93,9 @@ class SVI:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")
-        if self.max_steps is None:
-            object.__setattr__(self, "max_steps", 10_000 if self.max_epochs is None else sys.maxsize)
-        if self.max_steps < 0:
+        if self.max_steps is None and self.max_epochs is None:
+            object.__setattr__(self, "max_steps", 10_000)
+        if self.max_steps is not None and self.max_steps < 0:
             raise ValueError(f"max_steps must not be negative; got {self.max_steps}.")
         if self.elbo is not None and not isinstance(self.elbo, ELBO):
             raise TypeError(f"elbo must be an instance of pyro.infer.ELBO; got {type(self.elbo).__name__}.")
