@@ -24,19 +24,33 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any], dict[str, float]]
 
 @dataclass(frozen=True)
 class Data:
-    """A fit's data, whole or in batches, and the plates that batches fill."""
+    """A fit's data, whole or in batches.
+
+    Attributes:
+        batch_plates: the plates that batches fill.
+        all_inside: whether every site lies in one of them. Then the whole bound is scaled by N / b, which is the same
+            as scaling each site and spares a handler around every statement of model and guide.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     batches: Batches | None
     batch_plates: frozenset[str]
+    all_inside: bool = False
 
     def arguments(self, batch: Batch | None) -> Arguments:
         """What the model is called with, and how its batch plates are scaled."""
         if batch is None or self.batches is None:
             return self.args, self.kwargs, {}
         factor = self.batches.total / batch.size
-        return batch.args, batch.kwargs, dict.fromkeys(self.batch_plates, factor) if factor != 1.0 else {}
+        scales = {} if factor == 1.0 or self.all_inside else dict.fromkeys(self.batch_plates, factor)
+        return batch.args, batch.kwargs, scales
+
+    def multiplier(self, batch: Batch | None) -> float:
+        """What the bound of a batch is multiplied by, where its sites are not scaled one by one."""
+        if batch is None or self.batches is None or not self.all_inside:
+            return 1.0
+        return self.batches.total / batch.size
 
     def vote(self, batch: Batch | None) -> float:
         """What a batch's gradient counts for: less for a short last batch, so that every datum pulls alike.
@@ -46,12 +60,12 @@ class Data:
         return 1.0 if batch is None or self.batches is None else min(batch.size / self.batches.batch_size, 1.0)
 
     def in_order(self) -> Iterator[tuple[Arguments, float]]:
-        """All data once, each batch with its share b / N."""
+        """All data once, each batch with what its value counts for: its share b / N, and its multiplier."""
         if self.batches is None:
             yield self.arguments(None), 1.0
             return
         for batch in self.batches.in_order():
-            yield self.arguments(batch), batch.size / self.batches.total
+            yield self.arguments(batch), self.multiplier(batch) * batch.size / self.batches.total
 
     def total(self, estimate: Callable[..., float]) -> float:
         """The value over all data of an estimate that is exact in expectation over batches."""

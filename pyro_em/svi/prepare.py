@@ -15,7 +15,7 @@ from pyro_em.data import Batch, Batches
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Program, Survey, survey
 from pyro_em.graph.guard import TableGuard
-from pyro_em.graph.trace import is_latent
+from pyro_em.graph.trace import is_latent, is_random
 from pyro_em.problem import Problem
 from pyro_em.svi.feed import batch_plates, check_guide_follows
 from pyro_em.svi.inference import GuideInference
@@ -29,11 +29,19 @@ Guide = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked model and guide: the bound to climb, what it says of the latents, and the plates that batches fill."""
+    """A checked model and guide.
+
+    Attributes:
+        bound: what is climbed.
+        inference: what the fit will say of the latents.
+        batch_plates: the plates that batches fill.
+        all_inside: whether every site lies in one of them.
+    """
 
     bound: Objective
     inference: GuideInference
     batch_plates: frozenset[str]
+    all_inside: bool
 
 
 def prepare(
@@ -64,7 +72,13 @@ def prepare(
         check_guide_follows(chosen, first, plates)
     latents = [n for n, site in drawn.nodes.items() if is_latent(site)]
     shared = frozenset(n for n in latents if n in seen.trace.nodes and seen.data_plate_of(n) is None)
-    return Prepared(bound, GuideInference(program, chosen, problem.space, bool(latents), shared), plates)
+    inference = GuideInference(program, chosen, problem.space, bool(latents), shared)
+    return Prepared(bound, inference, plates, all(_is_inside(t, plates) for t in (drawn, seen.trace)))
+
+
+def _is_inside(trace: poutine.Trace, plates: frozenset[str]) -> bool:
+    frames = [{f.name for f in s["cond_indep_stack"]} for s in trace.nodes.values() if is_random(s)]
+    return all(names & plates for names in frames)
 
 
 def _look(problem: Problem, guide: Guide, first: Batch) -> tuple[poutine.Trace, Intervention, Survey]:

@@ -121,7 +121,7 @@ class SVI:
             optimizer=Optimizer(self._optim, leaves),
             leaves=tuple(leaves.values()),
             last_good=tuple(leaf.detach().clone() for leaf in leaves.values()),
-            data=Data(problem.args, problem.kwargs, batches, prepared.batch_plates),
+            data=Data(problem.args, problem.kwargs, batches, prepared.batch_plates, prepared.all_inside),
             feed=feed(batches, self.max_epochs),
             plateau=Plateau(self.patience, max(epoch_steps, (self.patience or 10) // 10)),
         )
@@ -131,14 +131,15 @@ class SVI:
         fed = next(state.feed)
         args, kwargs, scales = state.data.arguments(fed.batch)
         with pyro.validation_enabled(False) if state.step else nullcontext():
-            objective = state.bound.value_and_grad(args, kwargs, scales)
+            multiplier = state.data.multiplier(fed.batch)
+            objective = multiplier * state.bound.value_and_grad(args, kwargs, scales)
         new = replace(state, step=state.step + 1)
         info = StepInfo(new.step, objective)
         if not math.isfinite(objective):
             _copy(state.last_good, state.leaves)
             return replace(new, status=Status.NON_FINITE), info
         _copy(state.leaves, state.last_good)
-        _scale_gradients(state.leaves, state.data.vote(fed.batch))
+        _scale_gradients(state.leaves, multiplier * state.data.vote(fed.batch))
         state.optimizer.step()
         state.optimizer.zero_grad()
         if fed.ends_epoch:
