@@ -90,7 +90,8 @@ class FitResult:
         """A Pyro guide that samples the (exact or amortised) posterior given the model's arguments.
 
         It puts the fitted parameters in place by itself, so it can be called anywhere. Under EM each site is a point
-        mass whose log-density is that of the exact posterior draw, so that log p(x, z) - log q(z) is log p(x) exactly.
+        mass whose log-density is that of the exact posterior draw, so that log p(x, z) - log q(z) is log p(x) exactly
+        (not through Pyro's ELBOs where the model masks a latent: they drop its density on the model's side only).
         """
         return posterior_guide(self._checked_inference, self.use)
 

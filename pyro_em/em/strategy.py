@@ -58,7 +58,9 @@ class EM:
     """Expectation-maximisation with an exact, enumerated E-step.
 
     Every latent with finite support is summed out; global continuous latents are point-estimated together with the
-    parameters. The objective never falls.
+    parameters. The objective never falls. Where a plate draws a random subsample, it is held through one E- and M-step
+    and drawn anew for the next: the objective is then an estimate, no stopping rule applies, and there is no log
+    evidence.
 
     Args:
         max_steps: cap on iterations; 0 evaluates the start.
