@@ -9,6 +9,7 @@ leaf itself is never replaced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,6 +172,17 @@ class ParamSpace:
             raise StartError(f"init names {unknown}; the model's parameters are {sorted(leaves)}.")
         points = {name: leaves[name].unconstrain(v) for name, v in values.items() if name in leaves}
         self.restore(points)
+
+    def assign_nearest(self, values: Mapping[str, Tensor]) -> None:
+        """Write constrained values that a fit arrived at; on the edge of a constraint, the nearest that has finite
+        coordinates in the leaf's own precision.
+        """
+        leaves = self.leaves()
+        for name, value in values.items():
+            leaf = leaves[name]
+            point = transform_to(leaf.constraint).inv(value.detach().to(leaf.unconstrained.dtype))
+            edge = 0.98 * math.log(torch.finfo(point.dtype).max)
+            leaf.unconstrained.data.copy_(point.nan_to_num(nan=0.0, posinf=edge, neginf=-edge))
 
     def check_start(self) -> None:
         """Refuse a model whose own initial values lie on the edge of their constraint."""

@@ -23,6 +23,7 @@ class ExactInference:
 
     program: Program
     space: ParamSpace
+    report: Any = None
 
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from pyro import poutine
@@ -15,7 +16,7 @@ from pyro_em.graph.density import log_prob, with_true_zeros
 from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Prior, Variable
 from pyro_em.graph.trace import Site, is_random
 
-__all__ = ["build_graph", "plates_of", "site_log_prob"]
+__all__ = ["Structure", "active_part", "axes_of", "build_graph", "plates_of", "site_log_prob", "site_scale", "structure"]
 
 
 def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset[str]) -> FactorGraph:
@@ -29,6 +30,29 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
     Raises:
         ModelError: a log-probability has an axis that is neither a plate nor an enumerated latent, or a tensor scale.
     """
+    found = structure(trace, ignored)
+    factors = tuple(_factor(n, s, found) for n, s in found.sites.items() if n not in priors)
+    return FactorGraph(factors, {n: _prior(n, found.sites[n]) for n in priors}, found.variables, found.layout)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an enumerated trace says before any density is evaluated.
+
+    Attributes:
+        sites: trace nodes that have a density, in the model's order.
+        by_id: Pyro's identity of an enumeration dimension, to the variable it stands for.
+        variables, layout: as in :class:`FactorGraph`.
+    """
+
+    sites: dict[str, Site]
+    by_id: dict[int, Variable]
+    variables: dict[str, Variable]
+    layout: dict[str, Layout]
+
+
+def structure(trace: poutine.Trace, ignored: frozenset[str]) -> Structure:
+    """The sites and variables of an enumerated trace."""
     sites = {n: s for n, s in trace.nodes.items() if is_random(s) and n not in ignored}
     by_id: dict[int, Variable] = {}
     layout: dict[str, Layout] = {}
@@ -37,9 +61,7 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
             variable, look = _variable(name, site)
             by_id[site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]] = variable
             layout[name] = look
-    variables = {v.name: v for v in by_id.values()}
-    factors = tuple(_factor(n, s, by_id, variables.get(n)) for n, s in sites.items() if n not in priors)
-    return FactorGraph(factors, {n: _prior(n, sites[n]) for n in priors}, variables, layout)
+    return Structure(sites, by_id, {v.name: v for v in by_id.values()}, layout)
 
 
 def plates_of(site: Site, shape: torch.Size) -> dict[int, Plate]:
@@ -78,23 +100,27 @@ def _variable(name: str, site: Site) -> tuple[Variable, Layout]:
 
 def _prior(name: str, site: Site) -> Prior:
     density = site_log_prob(site)
-    total = density.to(torch.float64).sum() * _scale(name, site)
+    total = density.to(torch.float64).sum() * site_scale(name, site)
     return Prior(total, plates_of(site, density.shape), site["fn"].event_dim)
 
 
-def _factor(name: str, site: Site, by_id: Mapping[int, Variable], own: Variable | None) -> Factor:
-    table = site_log_prob(site)
+def _factor(name: str, site: Site, found: Structure) -> Factor:
+    table, own = site_log_prob(site), found.variables.get(name)
     plates = plates_of(site, table.shape)
-    dims = {dim: by_id[i] for dim, i in site["infer"].get("_dim_to_id", {}).items() if i in by_id}
-    axes = _axes(name, table.shape, plates, dims)
+    axes = axes_of(name, table.shape, plates, variable_dims(site, found))
     scope = tuple(dict.fromkeys(v for v in axes.values() if isinstance(v, Variable)))
     if own is not None and own not in scope:
         scope += (own,)
     table = _arrange(table, axes, (*plates.values(), *scope)).to(torch.float64)
-    return Factor(name, tuple(plates.values()), scope, table, _scale(name, site), _active(site, plates))
+    return Factor(name, tuple(plates.values()), scope, table, site_scale(name, site), active_part(site, plates))
 
 
-def _active(site: Site, plates: Mapping[int, Plate]) -> Tensor | None:
+def variable_dims(site: Site, found: Structure) -> dict[int, Variable]:
+    """The enumeration dimensions a site may have, by negative batch dimension."""
+    return {dim: found.by_id[i] for dim, i in site["infer"].get("_dim_to_id", {}).items() if i in found.by_id}
+
+
+def active_part(site: Site, plates: Mapping[int, Plate]) -> Tensor | None:
     """Over the site's plates: where an observation counts; ``None``, everywhere."""
     mask = site["mask"]
     if not site["is_observed"] or mask is None or mask is True:
@@ -106,7 +132,7 @@ def _active(site: Site, plates: Mapping[int, Plate]) -> Tensor | None:
     return _arrange(mask, {i: plates[dim] for i, dim in sized}, tuple(plates.values()))
 
 
-def _axes(
+def axes_of(
     name: str, shape: torch.Size, plates: Mapping[int, Plate], dims: Mapping[int, Variable]
 ) -> dict[int, Plate | Variable]:
     """What each axis of more than one entry stands for, by its position from the left."""
@@ -143,7 +169,12 @@ def _arrange(table: Tensor, axes: Mapping[int, Plate | Variable], target: tuple[
     return table.expand([d.size for d in target])
 
 
-def _scale(name: str, site: Site) -> float:
+def site_scale(name: str, site: Site) -> float:
+    """The site's ``poutine.scale``.
+
+    Raises:
+        ModelError: a tensor of several scales.
+    """
     scale = site["scale"]
     if isinstance(scale, Tensor):
         if scale.numel() != 1:

@@ -66,7 +66,8 @@ def _forward(
     for step in plan.steps:
         if isinstance(step, PlateProduct):
             dims = plan.slots[step.input]
-            tables.append(tables[step.input].sum([dims.index(p) for p in step.plates]))
+            weighted = _weighted(graph, tables[step.input], dims, step.plates)
+            tables.append(weighted.sum([dims.index(p) for p in step.plates]))
         else:
             product = _product(tables, plan, step)
             if keep is not None:
@@ -75,25 +76,37 @@ def _forward(
     return tables
 
 
+def _weighted(graph: FactorGraph, table: Tensor, dims: Sequence[Dim], over: Sequence[Plate]) -> Tensor:
+    """The table times the weights of the plates in ``over``: how often each element counts in their product."""
+    for plate in over:
+        if plate.name in graph.weights:
+            weight = graph.weights[plate.name].to(table.dtype)
+            table = table * weight.reshape([-1 if d == plate else 1 for d in dims])
+    return table
+
+
 @dataclass(frozen=True)
 class Term:
-    """A term of the log evidence: one log-density per element of ``plates``, and the scale that multiplies it."""
+    """A term of the log evidence: one log-density per element of ``plates``, and what multiplies it.
+
+    Attributes:
+        scaled: the table times weights and scale; its sum is this term's share of the log evidence.
+    """
 
     plates: tuple[Plate, ...]
     table: Tensor
-    scale: float
-
-    @property
-    def scaled(self) -> Tensor:
-        """The table times the scale; its sum is this term's share of the log evidence."""
-        return self.table if self.scale == 1.0 else self.table * self.scale
+    scaled: Tensor
 
 
 def log_evidence_terms(graph: FactorGraph) -> list[Term]:
     """The log evidence before its sum over plates."""
     plan = plan_for(graph)
     tables = _forward(graph, plan, logsumexp)
-    return [Term(t.plates, tables[t.input], t.scale) for t in plan.terminals]
+    found = []
+    for t in plan.terminals:
+        scaled = _weighted(graph, tables[t.input], plan.slots[t.input], t.plates)
+        found.append(Term(t.plates, tables[t.input], scaled if t.scale == 1.0 else scaled * t.scale))
+    return found
 
 
 def log_evidence(graph: FactorGraph) -> Tensor:
@@ -122,7 +135,10 @@ def clique_posteriors(graph: FactorGraph) -> Cliques:
 
     Each sums to its factor's scale over the scope. A factor without variables gets the scale itself, a scalar.
     """
-    tables = [t.detach().requires_grad_(bool(f.scope)) for f, t in zip(graph.factors, graph.tables, strict=True)]
+    counted = bool(graph.weights)
+    tables = [
+        t.detach().requires_grad_(bool(f.scope) or counted) for f, t in zip(graph.factors, graph.tables, strict=True)
+    ]
     hidden = [t for t in tables if t.requires_grad]
     zero = torch.zeros((), dtype=torch.float64)
     with torch.enable_grad():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,12 +67,14 @@ class FactorGraph:
         priors: point-estimated latents by site.
         variables: by site name.
         layout: for each variable, how its values look in the model.
+        weights: by plate, how often each of its elements counts; a weight of two is an element that is there twice.
     """
 
     factors: tuple[Factor, ...]
     priors: dict[str, Prior]
     variables: dict[str, Variable]
     layout: dict[str, Layout]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def tables(self) -> list[Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_em.errors import ModelError
@@ -36,9 +37,12 @@ class Program:
 
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place; differentiable in them unless grad is off."""
+        return build_graph(self.trace(args, kwargs, intervention), self.priors, self.ignored)
+
+    def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> poutine.Trace:
+        """One enumerated run, before any density is evaluated."""
         intervention.enumerate_all = True
-        trace = run_enumerated(self.model, args, kwargs, intervention, self.max_plate_nesting)
-        return build_graph(trace, self.priors, self.ignored)
+        return run_enumerated(self.model, args, kwargs, intervention, self.max_plate_nesting)
 
     def verify(
         self, graph: FactorGraph, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention

@@ -1,0 +1,152 @@
+"""Which elements of which sites share their arguments: cells, and the values of each argument that cells share.
+
+All sites of one family whose arguments come by the same links form a *book*: their statistics pool wherever they use
+the same elements of theta, however many sites there are (time steps of a chain, say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from pyro_em.families import Cells, Family
+from pyro_em.probing import Coordinates, ProbedSite, Selected, SiteParts
+from pyro_em.probing.routes import linked
+
+__all__ = ["Book", "books_of"]
+
+
+@dataclass(frozen=True)
+class Book:
+    """The cells of one family.
+
+    Attributes:
+        family: serves all sites.
+        links: by argument.
+        rows: by argument, positions in (theta, constants) of each value it takes, shape (G, *block).
+        groups: by argument, which of those values each cell uses, shape (C,).
+        constants: what stands behind theta.
+        maps: by site, the cell of each element, shape (*dims, *events) with one along axes that repeat.
+        origin: what data and locations are shifted by, shape (C, *block of the location), or ``None``.
+        origins: by site, the same for its data, shape (*events, *event).
+        names: the parameters among ``rows``.
+    """
+
+    family: Family
+    links: dict[str, str]
+    rows: dict[str, Tensor]
+    groups: dict[str, Tensor]
+    constants: Tensor
+    maps: dict[str, Tensor]
+    names: frozenset[str]
+    origin: Tensor | None = None
+    origins: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of cells C."""
+        return len(next(iter(self.groups.values())))
+
+    @property
+    def location(self) -> str | None:
+        """The argument that shifts with the data."""
+        return next((a.name for a in self.family.args if a.location), None)
+
+    def values(self, coordinates: Coordinates, theta: Tensor) -> dict[str, Tensor]:
+        """Each argument's values at theta, shape (G, *block)."""
+        found = {}
+        for name, rows in self.rows.items():
+            link = self.links[name]
+            source = theta if link == "identity" else linked(coordinates, theta, link)
+            found[name] = torch.cat([source, self.constants])[rows]
+        return found
+
+    def spread(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each cell's arguments, the location relative to the origin: shape (C, *block)."""
+        args = {name: value[self.groups[name]] for name, value in values.items()}
+        if self.origin is not None and self.location is not None:
+            args[self.location] = args[self.location] - self.origin
+        return args
+
+    def coefficients(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What multiplies the features of each cell: shape (C, S + 1)."""
+        return self.family.coefficients(**self.spread(values))
+
+    def cells(self, name: str, stats: Tensor, values: Mapping[str, Tensor], pseudo: Tensor | None) -> Cells:
+        """The statistics as the maximiser of one argument sees them."""
+        group, size = self.groups[name], len(self.rows[name])
+        identity = size == len(group) and bool((group == torch.arange(size)).all())
+        return Cells(stats, self.spread(values), None if identity else group, size, pseudo)
+
+
+def books_of(sites: Sequence[ProbedSite], coordinates: Coordinates) -> list[Book]:
+    """Books for sites whose arguments are all selections."""
+    found: dict[tuple[object, ...], list[ProbedSite]] = {}
+    for site in sites:
+        assert isinstance(site.parts, SiteParts)
+        links = tuple(_selected(site, a.name).link for a in site.parts.family.args)
+        found.setdefault((_kind(site.parts.family), links), []).append(site)
+    return [_book(members, coordinates) for members in found.values()]
+
+
+def _kind(family: Family) -> object:
+    """What families that can be joined have in common."""
+    sizes = {n: v for n, v in vars(family).items() if n == "size"}
+    return type(family), tuple(sizes.items())
+
+
+def _selected(site: ProbedSite, name: str) -> Selected:
+    route = site.routes[name]
+    assert isinstance(route, Selected)
+    return route
+
+
+def _book(members: list[ProbedSite], coordinates: Coordinates) -> Book:
+    parts = [m.parts for m in members if isinstance(m.parts, SiteParts)]
+    family = reduce(lambda one, other: one.join(other), (p.family for p in parts))
+    arguments = [a.name for a in family.args]
+    constants = torch.cat([_selected(m, a).constants for m in members for a in arguments]).unique()
+    start = len(coordinates.owner())
+    rows, maps = {}, {}
+    for a in family.args:
+        indices = [_behind_theta(_selected(m, a.name), constants, start) for m in members]
+        rows[a.name], maps[a.name] = _unique_blocks(indices, a.rank)
+    over = [torch.broadcast_tensors(*(maps[a][i] for a in arguments)) for i in range(len(members))]
+    pairs = torch.cat([torch.stack([t.reshape(-1) for t in group], 1) for group in over])
+    cells, inverse = torch.unique(pairs, dim=0, return_inverse=True)
+    shapes = [group[0].shape for group in over]
+    pieces = inverse.split([shape.numel() for shape in shapes])
+    owner = coordinates.owner()
+    used = torch.cat([r.reshape(-1) for r in rows.values()])
+    names = list(coordinates.shapes)
+    return Book(
+        family=family,
+        links={a: _selected(members[0], a).link for a in arguments},
+        rows=rows,
+        groups={a: cells[:, i].contiguous() for i, a in enumerate(arguments)},
+        constants=constants,
+        maps={m.name: piece.reshape(shape) for m, piece, shape in zip(members, pieces, shapes, strict=True)},
+        names=frozenset(names[i] for i in owner[used[used < start]].unique().tolist()),
+    )
+
+
+def _behind_theta(route: Selected, constants: Tensor, start: int) -> Tensor:
+    """The index map with constants numbered after theta's elements."""
+    if not len(route.constants):
+        return route.index
+    places = torch.searchsorted(constants, route.constants)
+    return torch.where(route.index < 0, start + places[(-1 - route.index).clamp_min(0)], route.index)
+
+
+def _unique_blocks(indices: list[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """The distinct blocks among index maps, and for each map which one stands where."""
+    block = indices[0].shape[indices[0].dim() - rank :]
+    flat = torch.cat([i.reshape(-1, *block).flatten(1) if rank else i.reshape(-1, 1) for i in indices])
+    rows, inverse = torch.unique(flat, dim=0, return_inverse=True)
+    shapes = [i.shape[: i.dim() - rank] for i in indices]
+    pieces = inverse.split([torch.Size(shape).numel() for shape in shapes])
+    return rows.reshape(-1, *block), [p.reshape(shape) for p, shape in zip(pieces, shapes, strict=True)]

@@ -1,0 +1,70 @@
+"""E-steps of any other structure: tables from the factors, then the elimination that serves every model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.evaluate import ALL, add_stats, table
+from pyro_em.compiled.factor import TensorFactor
+from pyro_em.graph import Factor, FactorGraph, clique_posteriors, informed_weights
+
+__all__ = ["General"]
+
+
+@dataclass(frozen=True)
+class General:
+    """Factors that are connected through their latents, or one factor without any.
+
+    Attributes:
+        factors: in the model's order.
+        plate_weights: weights of the data by plate.
+        scale: of the whole.
+    """
+
+    factors: tuple[TensorFactor, ...]
+    plate_weights: Mapping[str, Tensor]
+    scale: float
+
+    def expect(
+        self, coefficients: dict[int, Tensor], args: dict[int, dict[str, Tensor]], stats: dict[int, Tensor]
+    ) -> tuple[float, float]:
+        """Add expected statistics to ``stats``; the log evidence without base measures, and its spread."""
+        tables = [table(f, coefficients[id(f.book)], ALL, args[id(f.book)]) for f in self.factors]
+        graph = self.graph(tables)
+        cliques = clique_posteriors(graph)
+        weights = informed_weights(graph, cliques.weights)
+        for f, w in zip(self.factors, weights, strict=True):
+            full = w.expand(self._shape(f)).reshape(f.num_rows, f.num_states)
+            add_stats(f, full, stats[id(f.book)], ALL, args[id(f.book)])
+        return cliques.log_evidence, cliques.spread
+
+    def graph(self, tables: Sequence[Tensor]) -> FactorGraph:
+        """The factor graph with these tables, inner plates already multiplied out."""
+        factors = []
+        for f, t in zip(self.factors, tables, strict=True):
+            full = t.expand(f.num_rows, f.num_states).reshape(self._shape(f))
+            full = torch.where(full < -1e29, -torch.inf, full)
+            active = None if f.active is None else f.active.reshape([p.size for p in f.plates])
+            factors.append(Factor(f.name, f.plates, f.scope, full, self.scale, active))
+        variables = {v.name: v for f in self.factors for v in f.scope}
+        return FactorGraph(tuple(factors), {}, variables, {}, self.plate_weights)
+
+    def _shape(self, factor: TensorFactor) -> list[int]:
+        return [d.size for d in (*factor.plates, *factor.scope)]
+
+
+def connected(factors: Sequence[TensorFactor]) -> list[list[TensorFactor]]:
+    """Factors grouped by the latents they share, in the model's order."""
+    groups: list[tuple[set[str], list[TensorFactor]]] = []
+    for factor in factors:
+        names = {v.name for v in factor.scope}
+        meeting = [g for g in groups if g[0] & names]
+        rest = [g for g in groups if not g[0] & names]
+        names = names.union(*(g[0] for g in meeting))
+        groups = [*rest, (names, [f for g in meeting for f in g[1]] + [factor])]
+    order = {id(f): i for i, f in enumerate(factors)}
+    return [sorted(members, key=lambda f: order[id(f)]) for _, members in groups]

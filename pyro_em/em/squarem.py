@@ -1,0 +1,40 @@
+"""SQUAREM: squared extrapolation of EM.
+
+Two EM maps give r = u1 - u0 and v = (u2 - u1) - r in unconstrained coordinates; the point u0 - 2 a r + a^2 v with
+a = -|r| / |v| lies further along the path EM is on (Varadhan & Roland 2008, "Simple and globally convergent methods for
+accelerating the convergence of any EM algorithm", scheme S3).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro_em.em.engine import Engine
+
+__all__ = ["squarem"]
+
+
+def squarem(engine: Engine, expectation: Any) -> tuple[Any, int]:
+    """One cycle from the engine's point, in place; the E-step where it ends, and the number of E-steps made.
+
+    The objective never ends lower than after the first of the two maps.
+    """
+    start = engine.coordinates()
+    if not engine.maximise(expectation):
+        return expectation, 1
+    first, one = engine.coordinates(), engine.expect()
+    if not engine.maximise(one):
+        return one, 1
+    plain = engine.point()
+    r = first - start
+    v = engine.coordinates() - first - r
+    ratio = float(r.norm() / v.norm()) if float(v.norm()) > 0 else math.inf
+    if not 1.0 < ratio < math.inf:
+        return engine.expect(), 2
+    engine.move_to(start + 2 * ratio * r + ratio**2 * v)
+    leap = engine.expect()
+    if math.isfinite(leap.objective) and leap.objective >= one.objective:
+        return leap, 2
+    engine.move(plain)
+    return engine.expect(), 3

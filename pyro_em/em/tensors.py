@@ -1,0 +1,157 @@
+"""EM on a compiled model: no run of the program inside the loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+
+from pyro_em.compiled import Expectation, TensorModel
+from pyro_em.compiled.maximise import Maximiser, expected
+from pyro_em.compiled.priors import log_prior
+from pyro_em.params import ParamSpace
+
+__all__ = ["TensorEngine", "TensorExpectation"]
+
+
+@dataclass(frozen=True)
+class TensorExpectation:
+    """An E-step: the objective, and the expected statistics."""
+
+    objective: float
+    log_evidence: float | None
+    spread: float
+    model: Expectation
+
+
+class TensorEngine:
+    """E- and M-steps on theta, the vector of all constrained values, which reaches the program when the fit ends.
+
+    Args:
+        model: the compiled model.
+        maximiser: solves for theta; with the priors that count.
+        space: the parameters.
+        fixed: names of parameters that stay.
+    """
+
+    is_stuck = False
+
+    def __init__(self, model: TensorModel, maximiser: Maximiser, space: ParamSpace, fixed: tuple[str, ...]) -> None:
+        self.model, self.maximiser, self.space, self.fixed = model, maximiser, space, fixed
+        self.counts_priors = bool(maximiser.priors)
+        self.theta = model.coordinates.flat(space.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What limits the meaning of a change of the objective."""
+        single = any(m.dtype == torch.float32 for m in self.model.mixtures)
+        return torch.float32 if single else torch.float64
+
+    @property
+    def has_free(self) -> bool:
+        """Whether there is a parameter to move."""
+        return bool(self._free)
+
+    @property
+    def _free(self) -> list[str]:
+        return [name for name in self.model.coordinates.shapes if name not in self.fixed]
+
+    def point(self) -> Tensor:
+        """The parameters, for :meth:`move`."""
+        return self.theta
+
+    def move(self, point: Tensor) -> None:
+        """Put parameters back."""
+        self.theta = point
+
+    def coordinates(self) -> Tensor:
+        """The free parameters in unconstrained coordinates, one vector, float64."""
+        values = self.model.coordinates.split(self.theta)
+        parts = [_unconstrained(values[n], self.model.coordinates.constraints[n]).reshape(-1) for n in self._free]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def move_to(self, vector: Tensor) -> None:
+        """Put the free parameters at a point of :meth:`coordinates`."""
+        self.theta = self._theta_at(vector).detach()
+
+    def expect(self) -> TensorExpectation:
+        """The E-step at the parameters in place."""
+        found = self.model.expect(self.theta)
+        prior = float(self._log_prior(self.theta)) if self.counts_priors else 0.0
+        return TensorExpectation(found.log_evidence + prior, found.log_evidence, found.spread, found)
+
+    def maximise(self, expectation: TensorExpectation) -> bool:
+        """Move to the maximum of Q."""
+        with torch.no_grad():
+            self.theta = self.maximiser.maximise(self.theta, expectation.model.stats)
+        return True
+
+    def can_gain(self, nats: float) -> bool:
+        """Whether L-BFGS on the objective itself would raise it by this much; the parameters stay.
+
+        The gradient of the log evidence is that of Q at the same parameters (Fisher's identity), which the statistics
+        give; so a trial costs one E-step.
+        """
+        start, point = self.expect().objective, self.coordinates().requires_grad_(True)
+        if not len(point):
+            return False
+        optimizer = torch.optim.LBFGS([point], max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            value = self._objective(point)
+            if float(value.detach()) - start >= nats:
+                raise _Enough
+            if not math.isfinite(float(value.detach())):
+                return math.inf
+            (-value).backward()  # type: ignore[no-untyped-call]
+            return -float(value.detach())
+
+        try:
+            optimizer.step(closure)
+        except _Enough:
+            return True
+        return False
+
+    def finish(self) -> None:
+        """Hand theta to the program."""
+        values = self.model.coordinates.split(self.theta)
+        self.space.assign_nearest({name: values[name] for name in self._free})
+        self.theta = self.model.coordinates.flat(self.space.values())
+
+    def _objective(self, point: Tensor) -> Tensor:
+        """The objective, with its gradient, at unconstrained coordinates."""
+        with torch.enable_grad():
+            theta = self._theta_at(point)
+            found = self.model.expect(theta.detach())
+            q = expected(self.maximiser.books, self.model.coordinates, {}, found.stats, theta)
+            prior = self._log_prior(theta) if self.counts_priors else torch.zeros((), dtype=torch.float64)
+            return found.log_evidence + (q - q.detach()) + prior
+
+    def _theta_at(self, vector: Tensor) -> Tensor:
+        parts, values, at = [], self.model.coordinates.split(self.theta), 0
+        for name, constraint in self.model.coordinates.constraints.items():
+            value = values[name]
+            if name not in self.fixed:
+                shape = transform_to(constraint).inverse_shape(value.shape)
+                size = torch.Size(shape).numel()
+                value = transform_to(constraint)(vector[at : at + size].reshape(shape))
+                at += size
+            parts.append(value.reshape(-1))
+        return torch.cat(parts)
+
+    def _log_prior(self, theta: Tensor) -> Tensor:
+        return log_prior(self.maximiser.priors, self.model.coordinates, theta)
+
+
+class _Enough(Exception):
+    """The question is answered before the optimiser is done."""
+
+
+def _unconstrained(value: Tensor, constraint: object) -> Tensor:
+    """Finite coordinates of a value, also of one on the edge of its constraint."""
+    edge = 700.0
+    return transform_to(constraint).inv(value).nan_to_num(nan=0.0, posinf=edge, neginf=-edge)

@@ -1,0 +1,140 @@
+"""EM on a model that is run anew for every number: the engine that takes any model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_em.em.checks import Prepared
+from pyro_em.em.m_step import Ascent, GradientMStep
+from pyro_em.graph import (
+    Cliques,
+    FactorGraph,
+    clique_posteriors,
+    expected_log_joint,
+    informed_weights,
+    log_evidence,
+)
+from pyro_em.params import ParamSpace
+
+__all__ = ["TracedEngine", "TracedExpectation"]
+
+
+@dataclass(frozen=True)
+class TracedExpectation:
+    """An E-step: the objective, and the posterior over all cliques."""
+
+    objective: float
+    log_evidence: float | None
+    spread: float
+    cliques: Cliques
+
+
+class TracedEngine:
+    """E-steps from one run of the model, M-steps from many, with gradients through whatever it computes.
+
+    Args:
+        prepared: the checked model.
+        space: its parameters, moved in place.
+        m_step: how Q is raised.
+        fixed: names of parameters that stay.
+        counts_priors: whether densities of point estimates count.
+    """
+
+    def __init__(
+        self, prepared: Prepared, space: ParamSpace, m_step: GradientMStep, fixed: tuple[str, ...], counts_priors: bool
+    ) -> None:
+        self.prepared, self.space = prepared, space
+        self.counts_priors = counts_priors and bool(prepared.inference.program.priors)
+        leaves = space.free(fixed)
+        self.ascent = Ascent(m_step, leaves, _coarsest(leaves))
+        self._first: FactorGraph | None = prepared.graph
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What limits the meaning of a change of the objective."""
+        return self.ascent.dtype
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the M-step has failed too often in a row."""
+        return self.ascent.rejections >= MAX_REJECTIONS
+
+    @property
+    def has_free(self) -> bool:
+        """Whether there is a parameter to move."""
+        return bool(self.ascent.leaves)
+
+    def point(self) -> dict[str, Tensor]:
+        """The parameters, for :meth:`move`."""
+        return self.space.snapshot()
+
+    def move(self, point: dict[str, Tensor]) -> None:
+        """Put parameters back."""
+        self.space.restore(point)
+
+    def coordinates(self) -> Tensor:
+        """The free parameters in unconstrained coordinates, one vector, float64."""
+        parts = [leaf.detach().reshape(-1).to(torch.float64) for leaf in self.ascent.leaves.values()]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def move_to(self, vector: Tensor) -> None:
+        """Put the free parameters at a point of :meth:`coordinates`."""
+        at = 0
+        for leaf in self.ascent.leaves.values():
+            leaf.data.copy_(vector[at : at + leaf.numel()].reshape(leaf.shape))
+            at += leaf.numel()
+
+    def expect(self) -> TracedExpectation:
+        """The E-step at the parameters in place."""
+        with torch.no_grad():
+            graph = self._graph() if self._first is None else self._first
+            self._first = None
+        cliques = clique_posteriors(graph)
+        cliques = replace(cliques, weights=informed_weights(graph, cliques.weights))
+        prior = float(graph.log_prior()) if self.counts_priors else 0.0
+        evidence = None if self.prepared.stochastic else cliques.log_evidence
+        return TracedExpectation(cliques.log_evidence + prior, evidence, cliques.spread, cliques)
+
+    def maximise(self, expectation: TracedExpectation) -> bool:
+        """Raise Q in place; whether that was possible. A subsample, if any, is drawn anew afterwards."""
+        with torch.no_grad():
+            start = float(self.q(expectation))
+        accepted = self.ascent.maximise(lambda: self.q(expectation), start)
+        if self.prepared.stochastic:
+            self.prepared.intervention.subsample.clear()
+        return accepted
+
+    def can_gain(self, nats: float) -> bool:
+        """Whether L-BFGS on the objective itself would raise it by this much."""
+        return self.ascent.can_gain(self.objective, nats)
+
+    def finish(self) -> None:
+        """The parameters are in place already."""
+
+    def q(self, expectation: TracedExpectation) -> Tensor:
+        """Q at the parameters in place."""
+        graph = self._graph()
+        value = expected_log_joint(graph, expectation.cliques.weights)
+        return value + graph.log_prior() if self.counts_priors else value
+
+    def objective(self) -> Tensor:
+        """What EM climbs, differentiable: the log evidence, with priors where they count."""
+        graph = self._graph()
+        value = log_evidence(graph)
+        return value + graph.log_prior() if self.counts_priors else value
+
+    def _graph(self) -> FactorGraph:
+        args, kwargs = self.prepared.data
+        return self.prepared.inference.graph(args, kwargs, self.prepared.intervention)
+
+
+MAX_REJECTIONS = 10
+
+
+def _coarsest(leaves: Mapping[str, Tensor]) -> torch.dtype:
+    """The least exact dtype among the parameters, which limits what a change of the objective can mean."""
+    return max((leaf.dtype for leaf in leaves.values()), key=lambda d: torch.finfo(d).eps, default=torch.float64)
