@@ -4,7 +4,7 @@ Everything here is raised for a model, an argument or a start that the engine ca
 :class:`~pyro_em.status.Status`, not an exception.
 """
 
-__all__ = ["DecreaseError", "ModelError", "StartError"]
+__all__ = ["DecreaseError", "DegenerateError", "ModelError", "StartError"]
 
 
 class ModelError(ValueError):
@@ -17,3 +17,18 @@ class StartError(ValueError):
 
 class DecreaseError(RuntimeError):
     """The objective of EM fell by more than rounding, which it never does when the model is deterministic."""
+
+
+class DegenerateError(RuntimeError):
+    """A component of the model collapsed onto a few equal data, or ran out of data; the message names parameter,
+    element and value.
+
+    Attributes:
+        param: name of the parameter.
+        element: which of its elements, as an index.
+        value: the value it came to.
+    """
+
+    def __init__(self, message: str, param: str, element: tuple[int, ...], value: float) -> None:
+        super().__init__(message)
+        self.param, self.element, self.value = param, element, value

@@ -156,3 +156,11 @@ def test_an_argument_on_the_edge_stays() -> None:
     values = {"gate": torch.zeros(1), "rate": torch.ones(1)}
     best = newton(ZeroInflatedPoisson(), ["gate"], stats, values, None, 1, {"gate": values["gate"]})
     assert best["gate"].item() == 0.0
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_units_do_not_matter(unit: float) -> None:
+    x = unit * (DATA - 0.5)
+    best = climb(Normal(), statistics(Normal(), x), {"loc": tensor([3.0]) * unit, "scale": tensor([10.0]) * unit})
+    torch.testing.assert_close(best["loc"], x.mean().unsqueeze(0), rtol=1e-8, atol=0)
+    torch.testing.assert_close(best["scale"], x.std(correction=0).unsqueeze(0), rtol=1e-9, atol=0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from untouched import refused, untouched
 
 from pyro_em import EM, FitResult, GradientMStep, ModelError, fit
+from pyro_em.modules import reachable_modules
 
 COLUMNS = ["parameter", "site", "argument", "family", "verdict", "link", "owner", "reason"]
 FULL = GradientMStep(
@@ -54,21 +55,24 @@ def maximised(name: str) -> FitResult:
 
 @cache
 def continued(name: str) -> tuple[FitResult, list[int]]:
-    """Five steps from where the first one ended, and how often the model had been run after each."""
-    case, runs, calls = BY_NAME[name], [], itertools.count()
-    model, args, kwargs = case.make()
+    """Five steps from where the first one ended, and how often the model ran between one step and the next."""
+    model, args, kwargs = BY_NAME[name].make()
+    runs = [0]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        next(calls)
+        runs[-1] += 1
         return model(*args, **kwargs)
 
-    def note(_: Any) -> None:
-        runs.append(int(repr(calls)[6:-1]))
-
-    init = stepped(name).params
-    strategy = EM(max_steps=5, tol=0)
-    result = fit(counted, *args, strategy=strategy, init=init, callbacks=[note], progress=False, **kwargs)
-    return result, runs
+    result = fit(
+        counted,
+        *args,
+        strategy=EM(max_steps=5, tol=0),
+        init=stepped(name).params,
+        callbacks=[lambda _: runs.append(0)],
+        progress=False,
+        **kwargs,
+    )
+    return result, runs[1:-1]
 
 
 # Verdicts -----------------------------------------------------------------------------------------
@@ -79,7 +83,7 @@ def test_each_parameter_has_the_verdict_it_deserves(case: Case) -> None:
     table = stepped(case.name).explain().to_dict("records")
     assert {row["parameter"] for row in table} <= case.routes.keys()
     for name, routes in case.routes.items():
-        rows = [row for row in table if row["parameter"] == name]
+        rows = [row for row in table if row["parameter"] == name and row["site"] != name]  # a latent's prior is no use
         for row in rows:
             assert any(route.admits(row) for route in routes), row
         for route in routes:
@@ -93,7 +97,8 @@ def test_each_parameter_has_one_owner_and_the_expected_one(case: Case) -> None:
     for name, rows in table.groupby("parameter"):
         assert rows["owner"].nunique() == 1
         assert rows["owner"].iloc[0] in frozenset.intersection(*(r.owners for r in case.routes[name])), rows
-    assert (table["reason"].str.len() > 0).all()
+    unexplained = table[((table["owner"] == "gradient") | (table["verdict"] == "opaque")) & (table["reason"] == "")]
+    assert unexplained.empty
 
 
 def test_no_verdict_without_a_case() -> None:
@@ -101,7 +106,7 @@ def test_no_verdict_without_a_case() -> None:
     routes = [route for case in FITTED for several in case.routes.values() for route in several]
     alone = {next(iter(r.verdicts)) for r in routes if len(r.verdicts) == 1}
     assert alone == VERDICTS.keys()
-    assert {link for r in routes if len(r.verdicts) == 1 for link in r.links} >= LINKS
+    assert {link for r in routes for link in r.links} == LINKS
     assert {r.exact for r in routes} == {True, False, None}
     assert frozenset().union(*(r.owners for r in routes)) == OWNERS
 
@@ -114,8 +119,9 @@ def test_each_parameter_is_expected(case: Case) -> None:
 
 # One step -----------------------------------------------------------------------------------------
 
-# Part of the gain in the objective that a step in turns, or by a gradient cut short, must have at least.
-CLIMBED = 0.25
+# A step in turns, or by a gradient cut short: the part of the gain in the objective that it must have at least, and
+# how far the full one takes a parameter that it may not leave where it was.
+CLIMBED, MOVED = 0.5, 1e-2
 
 
 @every_case
@@ -132,6 +138,10 @@ def test_one_step_is_that_of_the_full_maximisation(case: Case) -> None:
         assert one.objective == pytest.approx(full.objective, abs=1e-6 if closed else 1e-4)
     else:
         assert one.objective >= start + CLIMBED * (full.objective - start)
+        before = run(case, max_steps=0).params
+        for name, value in full.params.items():
+            if (value - before[name]).abs().max() > MOVED:
+                assert not torch.equal(one.params[name], before[name]), name
 
 
 def untraced(case: Case, name: str) -> bool:
@@ -166,10 +176,12 @@ def test_no_parameter_leaves_its_constraint() -> None:
 
 @every_case
 def test_the_objective_is_that_of_the_parameters(case: Case) -> None:
-    """However the steps computed it, the traced model says the same."""
+    """However the steps computed it, a start from the parameters and the traced model say the same."""
     one = stepped(case.name)
-    for again in (run(case, one.params, max_steps=0), run(case, one.params, max_steps=0, m_step=FULL)):
-        assert again.objective == pytest.approx(one.objective, rel=1e-9, abs=1e-9)
+    again = continued(case.name)[0].history["objective"].iloc[0]
+    traced = run(case, one.params, max_steps=0, m_step=FULL).objective
+    assert again == pytest.approx(one.objective, rel=1e-9, abs=1e-9)
+    assert traced == pytest.approx(one.objective, rel=1e-9, abs=1e-9)
 
 
 @every_case
@@ -186,8 +198,7 @@ def test_the_objective_never_falls(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in FITTED if all(untraced(c, name) for name in c.routes)], ids=repr)
 def test_an_exact_step_runs_the_model_at_most_once(case: Case) -> None:
     """Once for the E-step, should that trace the model; the gradient M-step runs it many times."""
-    runs = continued(case.name)[1]
-    assert max(later - earlier for earlier, later in itertools.pairwise(runs)) <= 1
+    assert max(continued(case.name)[1]) <= 1
 
 
 # Fewer parameters, no priors ------------------------------------------------------------------------
@@ -254,19 +265,13 @@ def test_probing_leaves_no_trace(name: str) -> None:
     case = BY_NAME[name]
     model, args, kwargs = case.make()
     before = [(tensor, tensor.clone()) for tensor in args]
-    modules = [
-        m for m in (model, *(c.cell_contents for c in getattr(model, "__closure__", None) or ())) if is_module(m)
-    ]
-    states = [(m, {k: v.clone() for k, v in m.state_dict().items()}) for m in modules]
+    states = [(m, {k: v.clone() for k, v in m.state_dict().items()}) for m in reachable_modules(model)]
+    assert states or name in ("indexed", "normal_on_locs")
     with untouched():
         fit(model, *args, strategy=EM(max_steps=1, tol=0), init=case.given or None, progress=False, **kwargs)
     assert all(torch.equal(tensor, value) for tensor, value in before)
     for module, state in states:
         torch.testing.assert_close(module.state_dict(), state, rtol=0, atol=0)
-
-
-def is_module(item: Any) -> bool:
-    return isinstance(item, torch.nn.Module)
 
 
 @pytest.mark.parametrize("m_step", [None, FULL], ids=["exact", "traced"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Book:
         constants: what stands behind theta.
         maps: by site, the cell of each element, shape (*dims, *events) with one along axes that repeat.
         origin: what data and locations are shifted by, shape (C, *block of the location), or ``None``.
+        variance: of the data scored by each cell, about the origin, same shape.
         origins: by site, the same for its data, shape (*events, *event).
         names: the parameters among ``rows``.
     """
@@ -44,6 +45,7 @@ class Book:
     maps: dict[str, Tensor]
     names: frozenset[str]
     origin: Tensor | None = None
+    variance: Tensor | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -58,16 +60,15 @@ class Book:
 
     def values(self, coordinates: Coordinates, theta: Tensor) -> dict[str, Tensor]:
         """Each argument's values at theta, shape (G, *block)."""
-        found = {}
-        for name, rows in self.rows.items():
-            link = self.links[name]
-            source = theta if link == "identity" else linked(coordinates, theta, link)
-            found[name] = torch.cat([source, self.constants])[rows]
-        return found
+        sources = {
+            link: torch.cat([theta if link == "identity" else linked(coordinates, theta, link), self.constants])
+            for link in set(self.links.values())
+        }
+        return {name: sources[self.links[name]][rows] for name, rows in self.rows.items()}
 
     def spread(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each cell's arguments, the location relative to the origin: shape (C, *block)."""
-        args = {name: value[self.groups[name]] for name, value in values.items()}
+        args = {name: v if self.own[name] else v[self.groups[name]] for name, v in values.items()}
         if self.origin is not None and self.location is not None:
             args[self.location] = args[self.location] - self.origin
         return args
@@ -78,9 +79,37 @@ class Book:
 
     def cells(self, name: str, stats: Tensor, values: Mapping[str, Tensor], pseudo: Tensor | None) -> Cells:
         """The statistics as the maximiser of one argument sees them."""
-        group, size = self.groups[name], len(self.rows[name])
-        identity = size == len(group) and bool((group == torch.arange(size)).all())
-        return Cells(stats, self.spread(values), None if identity else group, size, pseudo)
+        group = None if self.own[name] else self.groups[name]
+        return Cells(stats, self.spread(values), group, len(self.rows[name]), pseudo)
+
+    @cached_property
+    def own(self) -> dict[str, bool]:
+        """By argument, whether every cell has a value of its own, in the order of the cells."""
+        return {n: len(self.rows[n]) == len(g) and torch.equal(g, torch.arange(len(g))) for n, g in self.groups.items()}
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, str], bool]:
+        return {}
+
+    def is_shared_over(self, one: str, other: str) -> bool:
+        """Whether some value of argument ``one`` meets several values of ``other``."""
+        if (one, other) not in self._pairs:
+            pairs = torch.stack([self.groups[one], self.groups[other]]).unique(dim=1)
+            self._pairs[one, other] = len(pairs[0].unique()) < pairs.shape[1]
+        return self._pairs[one, other]
+
+    def of_groups(self, argument: str, of_cells: Tensor) -> Tensor:
+        """What the cells of each of an argument's values have in common."""
+        found = of_cells.new_zeros(len(self.rows[argument]), *of_cells.shape[1:])
+        found[self.groups[argument]] = of_cells
+        return found
+
+    @cached_property
+    def shift(self) -> Tensor | None:
+        """The origin of each value of the location, shape (G, *block)."""
+        if self.origin is None or self.location is None:
+            return None
+        return self.of_groups(self.location, self.origin)
 
 
 def books_of(sites: Sequence[ProbedSite], coordinates: Coordinates) -> list[Book]:

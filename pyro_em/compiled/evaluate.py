@@ -34,18 +34,13 @@ def table(factor: TensorFactor, coefficients: Tensor, rows: slice, args: dict[st
         density = factor.book.family.log_prob(x, **{n: a[cell] for n, a in args.items()})  # type: ignore[attr-defined]
     else:
         own = coefficients[cell]
-        density = torch.einsum("snke,nkes->nke", *_expanded(features(factor, rows, torch.float64), own[..., :-1]))
+        density = torch.einsum("snke,nkes->nke", features(factor, rows, torch.float64), own[..., :-1])
         density = density + own[..., -1]
     if factor.x.shape[1] > 1:  # the data depend on the state, and so does their base measure
         density = density + _base(factor, rows)
     if factor.mask is not None:
         density = torch.where(factor.part(factor.mask, rows), density, 0.0)
     return density.sum(-1)
-
-
-def _expanded(t: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    shape = torch.broadcast_shapes(t.shape[1:], own.shape[:-1])
-    return t.expand(len(t), *shape), own.expand(*shape, own.shape[-1])
 
 
 def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice, args: dict[str, Tensor]) -> None:
@@ -66,7 +61,7 @@ def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice,
         if alike:
             weights = weights.sum(axis, keepdim=True)
     over = weights.unsqueeze(-1) if mask is None else weights.unsqueeze(-1) * mask
-    shape = torch.broadcast_shapes(t.shape[1:], cell.shape, over.shape)
+    shape = [max(sizes) for sizes in zip(t.shape[1:], cell.shape, over.shape, strict=True)]
     over, cell = over.expand(shape), cell.expand(shape).reshape(-1)
     values = torch.cat([torch.where(over == 0, 0.0, t * over), over.unsqueeze(0)])
     stats.index_add_(0, cell, values.reshape(len(values), -1).T)

@@ -54,7 +54,7 @@ class General:
         return FactorGraph(tuple(factors), {}, variables, {}, self.plate_weights)
 
     def _shape(self, factor: TensorFactor) -> list[int]:
-        return [d.size for d in (*factor.plates, *factor.scope)]
+        return [*(p.size for p in factor.plates), *(v.size for v in factor.scope)]
 
 
 def connected(factors: Sequence[TensorFactor]) -> list[list[TensorFactor]]:

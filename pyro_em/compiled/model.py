@@ -59,6 +59,12 @@ class TensorModel:
     generals: tuple[General, ...]
     base: float
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The least exact arithmetic among the E-steps."""
+        single = any(m.dtype == torch.float32 for m in self.mixtures)
+        return torch.float32 if single else torch.float64
+
     def expect(self, theta: Tensor) -> Expectation:
         """The E-step at theta."""
         values = [book.values(self.coordinates, theta) for book in self.books]

@@ -31,13 +31,17 @@ def with_origin(book: Book, sites: Mapping[str, SiteParts]) -> Book:
         shape = cells.shape[cells.dim() - parts.events :]
         full = torch.Size(max(a, b) for a, b in zip(shape, _event_shape(parts), strict=True))
         nodes[name] = torch.arange(at, at := at + full.numel()).reshape(full)
-        centres.append(_centre(parts, full, book.family.rank))
+        centres.append(_moments(parts, full, book.family.rank))
         groups = book.groups[book.location][cells]
         links.append(torch.stack(torch.broadcast_tensors(nodes[name], groups)).reshape(2, -1).unique(dim=1))
     label = _components(torch.cat(links, 1), at, len(book.rows[book.location]))
-    means = _means(torch.cat(centres), label[0])
+    means = _means(torch.cat([m for m, _ in centres]), label[0])
+    offsets = torch.cat([m for m, _ in centres]) - means[label[0]]
+    variances = _means(torch.cat([v for _, v in centres]) + offsets.square(), label[0])
+    variances = variances.maximum((1e-8 * means).square())  # of constant data, what rounding leaves
     origins = {name: means[label[0][node]] for name, node in nodes.items()}
-    return replace(book, origin=means[label[1]][book.groups[book.location]], origins=origins)
+    of_cell = label[1][book.groups[book.location]]
+    return replace(book, origin=means[of_cell], variance=variances[of_cell], origins=origins)
 
 
 def _event_shape(parts: SiteParts) -> torch.Size:
@@ -45,19 +49,21 @@ def _event_shape(parts: SiteParts) -> torch.Size:
     return parts.data.shape[end - parts.events : end]
 
 
-def _centre(parts: SiteParts, full: torch.Size, rank: int) -> Tensor:
-    """Means of the data over all but the event axes, shape (number of event elements, *event)."""
+def _moments(parts: SiteParts, full: torch.Size, rank: int) -> tuple[Tensor, Tensor]:
+    """Means and variances of the data over all but the event axes, shape (number of event elements, *event)."""
     data = parts.data
     for axis in range(len(parts.dims)):
         step = max(1, data.shape[axis] // SAMPLE)
         data = data[(slice(None),) * axis + (slice(None, None, step),)]
     data = data.to(torch.float64)
     axes = list(range(len(parts.dims)))
-    mean = data.nanmean(axes) if axes else data
-    mean = torch.where(torch.isfinite(mean), mean, 0.0)
-    return mean.expand([*full, *mean.shape[mean.dim() - rank :]]).reshape(
-        full.numel(), *mean.shape[mean.dim() - rank :]
-    )
+    mean = data.nanmean(axes, keepdim=True)
+    square = (data - mean).square().nanmean(axes)
+    mean = mean.reshape(square.shape)
+    shape = [*full, *mean.shape[mean.dim() - rank :]]
+    both = (torch.where(torch.isfinite(t), t, 0.0).expand(shape) for t in (mean, square))
+    flat = [t.reshape([full.numel(), *shape[len(full) :]]) for t in both]
+    return flat[0], flat[1]
 
 
 def _components(links: Tensor, nodes: int, groups: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class Block:
     free: Tensor
     pseudo: Tensor | None
     params: frozenset[str]
+
+    @cached_property
+    def all_free(self) -> bool:
+        """Whether none of the values stays."""
+        return bool(self.free.all())
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def _objection(
     if len(places) > 1:
         kinds = " and ".join(f"{a} of {type(books[i].family).__name__}" for i, a in places)
         return f"it is {kinds} at once"
-    (i, argument), book = places[0], books[places[0][0]]
+    at, argument = places[0]
+    book = books[at]
     form = next(a for a in book.family.args if a.name == argument)
     rows, link = book.rows[argument], book.links[argument]
     start, size = coordinates.starts()[name], torch.Size(coordinates.shapes[name]).numel()
@@ -166,7 +173,9 @@ def implied(link: str, domain: Any, constraint: Any) -> bool:
     if domain is constraints.lower_cholesky:
         return type(constraint).__name__ in ("_LowerCholesky", "_SoftplusLowerCholesky")
     if domain is constraints.simplex:
-        return constraint is constraints.simplex if link == "identity" else link == "normalise" and _positive(constraint)
+        return (
+            constraint is constraints.simplex if link == "identity" else link == "normalise" and _positive(constraint)
+        )
     if link in ("exp", "softplus", "sigmoid"):
         return False
     if link == "log":

@@ -11,13 +11,14 @@ from pyro_em.compiled import tensor_model
 from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.ownership import share_out
 from pyro_em.compiled.priors import Prior
+from pyro_em.compiled.solve import Guard
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
-from pyro_em.params import ParamSpace
 from pyro_em.graph.build import site_scale
-from pyro_em.probing import Opaque, Selected, probe
+from pyro_em.params import ParamSpace
+from pyro_em.probing import Selected, probe
 
 __all__ = ["Engine", "choose_engine"]
 
@@ -95,5 +96,6 @@ def choose_engine(
     prior = {n: Prior(n, probed.found.sites[n]) for n in program.priors}
     model = tensor_model(sites, probed.coordinates, scales, {})
     ownership = share_out(model.books, probed.coordinates, prior if priors else {}, fixed)
-    maximiser = Maximiser(model.books, probed.coordinates, prior if priors else {}, ownership)
+    guard = Guard(probed.coordinates, False, model.dtype)
+    maximiser = Maximiser(model.books, probed.coordinates, prior if priors else {}, ownership, guard)
     return TensorEngine(model, maximiser, space, fixed), ownership

@@ -128,10 +128,8 @@ class EM:
         """
         before = state.engine.point()
         with pyro.validation_enabled(False):  # the first run was validated
-            if self.accelerate and not state.stochastic:
-                new = self._accelerated(state)
-            else:
-                new = self._plain(state)
+            leaps = self.accelerate is not None and not state.stochastic
+            new = self._accelerated(state) if leaps else self._plain(state)
             new = self._judge(state, new, before)
         return new, StepInfo(new.step, new.objective)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_em.compiled import Expectation, TensorModel
-from pyro_em.compiled.maximise import Maximiser, expected
+from pyro_em.compiled.maximise import Maximiser
+from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.priors import log_prior
 from pyro_em.params import ParamSpace
 
@@ -47,8 +48,7 @@ class TensorEngine:
     @property
     def dtype(self) -> torch.dtype:
         """What limits the meaning of a change of the objective."""
-        single = any(m.dtype == torch.float32 for m in self.model.mixtures)
-        return torch.float32 if single else torch.float64
+        return self.model.dtype
 
     @property
     def has_free(self) -> bool:
@@ -107,7 +107,7 @@ class TensorEngine:
                 raise _Enough
             if not math.isfinite(float(value.detach())):
                 return math.inf
-            (-value).backward()  # type: ignore[no-untyped-call]
+            (-value).backward()
             return -float(value.detach())
 
         try:

@@ -31,12 +31,14 @@ class Argument:
         rank: its event dimensions: 0 for a number, 1 for a vector, 2 for a matrix.
         domain: where it may lie.
         location: whether shifting the data shifts it by as much, so that data may be centred first.
+        spread: whether the likelihood grows without bound as it shrinks to nothing about one datum.
     """
 
     name: str
     rank: int = 0
     domain: Any = constraints.real
     location: bool = False
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Family(Protocol):
         """From x of shape (*event, ...) to the part of log f that no argument touches, shape (...)."""
         ...
 
-    def coefficients(self, **args: Tensor) -> Tensor:
+    def coefficients(self, *_: Any, **args: Any) -> Tensor:
         """From arguments (..., *block) to what multiplies the features, and last the constant: shape (..., S + 1)."""
         ...
 

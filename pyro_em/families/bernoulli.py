@@ -19,8 +19,8 @@ __all__ = ["Bernoulli", "Binomial"]
 class Bernoulli:
     """Bernoulli(probs): the probability is the mean. Conjugate: Beta."""
 
-    args: ClassVar = (Argument("probs", domain=constraints.unit_interval),)
-    rank: ClassVar = 0
+    args: ClassVar[tuple[Argument, ...]] = (Argument("probs", domain=constraints.unit_interval),)
+    rank: ClassVar[int] = 0
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:
@@ -61,8 +61,8 @@ class Binomial:
     One datum is the pair (x, number of trials).
     """
 
-    args: ClassVar = (Argument("probs", domain=constraints.unit_interval),)
-    rank: ClassVar = 1
+    args: ClassVar[tuple[Argument, ...]] = (Argument("probs", domain=constraints.unit_interval),)
+    rank: ClassVar[int] = 1
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:

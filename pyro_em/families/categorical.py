@@ -22,8 +22,8 @@ class Categorical:
     """Categorical(probs) over ``size`` categories: probabilities are proportions. Conjugate: Dirichlet."""
 
     size: int
-    args: ClassVar = (Argument("probs", 1, constraints.simplex),)
-    rank: ClassVar = 0
+    args: ClassVar[tuple[Argument, ...]] = (Argument("probs", 1, constraints.simplex),)
+    rank: ClassVar[int] = 0
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:
@@ -65,7 +65,7 @@ class Categorical:
 class OneHotCategorical(Categorical):
     """OneHotCategorical(probs): the category as a unit vector."""
 
-    rank: ClassVar = 1
+    rank: ClassVar[int] = 1
 
     def features(self, x: Tensor) -> Tensor:
         return x

@@ -19,8 +19,8 @@ __all__ = ["Exponential", "Geometric"]
 class Exponential:
     """Exponential(rate): the rate is one over the mean. Conjugate: Gamma."""
 
-    args: ClassVar = (Argument("rate", domain=constraints.positive),)
-    rank: ClassVar = 0
+    args: ClassVar[tuple[Argument, ...]] = (Argument("rate", domain=constraints.positive),)
+    rank: ClassVar[int] = 0
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:
@@ -58,10 +58,10 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Geometric:
-    """Geometric(probs), the number of failures before a success: probs is one over the mean plus one. Conjugate: Beta."""
+    """Geometric(probs), the number of failures before a success: probs is 1 / (1 + mean). Conjugate: Beta."""
 
-    args: ClassVar = (Argument("probs", domain=constraints.unit_interval),)
-    rank: ClassVar = 0
+    args: ClassVar[tuple[Argument, ...]] = (Argument("probs", domain=constraints.unit_interval),)
+    rank: ClassVar[int] = 0
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:

@@ -25,11 +25,11 @@ class MultivariateNormal:
     """
 
     size: int
-    args: ClassVar = (
+    args: ClassVar[tuple[Argument, ...]] = (
         Argument("loc", 1, constraints.real_vector, location=True),
-        Argument("scale_tril", 2, constraints.lower_cholesky),
+        Argument("scale_tril", 2, constraints.lower_cholesky, spread=True),
     )
-    rank: ClassVar = 1
+    rank: ClassVar[int] = 1
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:
@@ -69,10 +69,16 @@ class MultivariateNormal:
         return torch.cat(parts, -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
-        linear, second, n = self._moments(cells.stats)
         if name == "loc":
+            linear, _, n = self._moments(cells.stats)
             precision = torch.cholesky_inverse(cells.args["scale_tril"])
             return self._solve_loc(cells, precision, linear, n)
+        factor, failed = torch.linalg.cholesky_ex(self.covariance(cells))
+        return torch.where((failed > 0)[:, None, None], torch.nan, factor)
+
+    def covariance(self, cells: Cells) -> Tensor:
+        """The covariance about the location, pooled over the cells of each group."""
+        linear, second, n = self._moments(cells.stats)
         loc = cells.args["loc"]
         cross = loc.unsqueeze(-1) * linear.unsqueeze(-2)
         about = second - cross - cross.mT + n[:, None, None] * loc.unsqueeze(-1) * loc.unsqueeze(-2)
@@ -80,8 +86,7 @@ class MultivariateNormal:
         if cells.pseudo is not None:
             scatter = scatter + cells.pseudo[:, :-1].reshape(scatter.shape)
             total = total + cells.pseudo[:, -1]
-        factor, failed = torch.linalg.cholesky_ex(scatter / total[:, None, None])
-        return torch.where((failed > 0)[:, None, None], torch.nan, factor)
+        return scatter / total[:, None, None]
 
     def _solve_loc(self, cells: Cells, precision: Tensor, linear: Tensor, n: Tensor) -> Tensor:
         if cells.group is None and cells.pseudo is None:

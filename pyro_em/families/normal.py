@@ -23,8 +23,11 @@ class Normal:
     Conjugate: Normal on loc; InverseGamma on scale^2; Gamma on 1 / scale^2.
     """
 
-    args: ClassVar = (Argument("loc", location=True), Argument("scale", domain=constraints.positive))
-    rank: ClassVar = 0
+    args: ClassVar[tuple[Argument, ...]] = (
+        Argument("loc", location=True),
+        Argument("scale", domain=constraints.positive, spread=True),
+    )
+    rank: ClassVar[int] = 0
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:

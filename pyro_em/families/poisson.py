@@ -18,8 +18,8 @@ __all__ = ["Poisson"]
 class Poisson:
     """Poisson(rate): the rate is the mean. Conjugate: Gamma."""
 
-    args: ClassVar = (Argument("rate", domain=constraints.positive),)
-    rank: ClassVar = 0
+    args: ClassVar[tuple[Argument, ...]] = (Argument("rate", domain=constraints.positive),)
+    rank: ClassVar[int] = 0
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:

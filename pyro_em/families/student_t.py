@@ -27,7 +27,7 @@ class StudentT:
     args: ClassVar[tuple[Argument, ...]] = (
         Argument("df", domain=constraints.positive),
         Argument("loc", location=True),
-        Argument("scale", domain=constraints.positive),
+        Argument("scale", domain=constraints.positive, spread=True),
     )
     rank: ClassVar[int] = 0
     augmented: ClassVar[bool] = True

@@ -16,7 +16,16 @@ from pyro_em.graph.density import log_prob, with_true_zeros
 from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Prior, Variable
 from pyro_em.graph.trace import Site, is_random
 
-__all__ = ["Structure", "active_part", "axes_of", "build_graph", "plates_of", "site_log_prob", "site_scale", "structure"]
+__all__ = [
+    "Structure",
+    "active_part",
+    "axes_of",
+    "build_graph",
+    "plates_of",
+    "site_log_prob",
+    "site_scale",
+    "structure",
+]
 
 
 def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset[str]) -> FactorGraph:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pyro_em.families import Argument
 from pyro_em.probing.coordinates import Coordinates
-from pyro_em.probing.links import LINKS
-from pyro_em.probing.match import collapse
 from pyro_em.probing.routes import Affine
 
 __all__ = ["affine"]

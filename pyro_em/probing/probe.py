@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_em.errors import ModelError
 from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import Structure, structure
@@ -23,7 +20,7 @@ from pyro_em.probing.affine import affine
 from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route
-from pyro_em.probing.sites import SiteParts, take_apart
+from pyro_em.probing.sites import SiteParts, as_independent, take_apart
 from pyro_em.probing.smooth import kink, reaching
 
 __all__ = ["Probed", "ProbedSite", "probe"]
@@ -135,7 +132,7 @@ def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates) -> 
     if not isinstance(parts, SiteParts) or not all(isinstance(p, SiteParts) for p in seen):
         reason = parts if isinstance(parts, str) else next((p for p in seen if isinstance(p, str)), "")
         return ProbedSite(name, reason, {}, _params_of_density(here.found.sites[name], runs[0], name))
-    known: list[SiteParts] = [p for p in seen if isinstance(p, SiteParts)]
+    parts, *known = as_independent([parts, *(p for p in seen if isinstance(p, SiteParts))])
     if any(p.data.shape != parts.data.shape or not _same(p.data, parts.data) for p in known):
         return ProbedSite(name, "its observed value depends on parameters", {}, tuple(coordinates.shapes))
     routes = {a.name: _route(a, [p.arguments[a.name] for p in known], runs, coordinates) for a in parts.family.args}

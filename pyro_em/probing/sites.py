@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pyro_em.graph.build import Structure, active_part, plates_of, unknown_axis,
 from pyro_em.graph.factor import Dim, Plate, Variable
 from pyro_em.graph.trace import Site
 
-__all__ = ["Core", "SiteParts", "aligned", "core_of", "take_apart"]
+__all__ = ["Core", "SiteParts", "aligned", "as_independent", "core_of", "take_apart"]
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
     plates = tuple(d for d in positions.values() if isinstance(d, Plate))
     met = {d for n, t in batches.items() for d in _met(t, ranks[n], core.events, positions)}
     scope = tuple(d for d in positions.values() if isinstance(d, Variable) and (d in met or d == own))
-    dims = (*plates, *scope)
+    dims: tuple[Dim, ...] = (*plates, *scope)
     over = {n: aligned(name, t, ranks[n], core.events, positions, dims) for n, t in batches.items()}
-    parts = SiteParts(
+    return SiteParts(
         name=name,
         family=family,
         plates=plates,
@@ -119,7 +119,6 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
         active=active_part(site, {d: p for d, p in positions.items() if isinstance(p, Plate)}),
         own=own,
     )
-    return _as_independent(parts) if isinstance(family, MultivariateNormal) else parts
 
 
 def _positions(site: Site, found: Structure) -> dict[int, Dim]:
@@ -187,14 +186,23 @@ def _mask(name: str, site: Site, core: Core, positions: Mapping[int, Dim], dims:
     return None if total is None or bool(total.all()) else total
 
 
-def _as_independent(parts: SiteParts) -> SiteParts:
-    """A multivariate Normal of diagonal covariance is a row of Normals, whose parameters may be tied in any way."""
-    tril = parts.arguments["scale_tril"]
-    if bool((tril - torch.diag_embed(tril.diagonal(dim1=-2, dim2=-1))).any()):
-        return parts
-    arguments = {"loc": parts.arguments["loc"], "scale": tril.diagonal(dim1=-2, dim2=-1)}
-    mask = None if parts.mask is None else parts.mask.unsqueeze(-1)
-    return SiteParts(
-        parts.name, Normal(), parts.plates, parts.scope, parts.events + 1, arguments, parts.data, mask,
-        parts.active, parts.own,
-    )  # fmt: skip
+def as_independent(runs: Sequence[SiteParts]) -> list[SiteParts]:
+    """A multivariate Normal whose covariance is diagonal in all runs is a row of Normals, whose parameters may be tied
+    in any way; other sites as they are.
+    """
+    if not all(isinstance(p.family, MultivariateNormal) and _is_diagonal(p.arguments["scale_tril"]) for p in runs):
+        return list(runs)
+    return [
+        replace(
+            p,
+            family=Normal(),
+            events=p.events + 1,
+            arguments={"loc": p.arguments["loc"], "scale": p.arguments["scale_tril"].diagonal(dim1=-2, dim2=-1)},
+            mask=None if p.mask is None else p.mask.unsqueeze(-1),
+        )
+        for p in runs
+    ]
+
+
+def _is_diagonal(matrix: Tensor) -> bool:
+    return not bool((matrix - torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))).any())

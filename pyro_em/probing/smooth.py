@@ -14,16 +14,17 @@ from torch import Tensor
 
 __all__ = ["kink", "reaching"]
 
-SMOOTH = frozenset(
-    """Add Sub Rsub Mul Div Neg Mm Bmm Mv Dot Addmm Addmv Addbmm Baddbmm Sum Mean Index IndexSelect Select Slice Gather
+NAMES = """
+    Add Sub Rsub Mul Div Neg Mm Bmm Mv Dot Addmm Addmv Addbmm Baddbmm Sum Mean Index IndexSelect Select Slice Gather
     Take TakeAlongDim View UnsafeView ReshapeAlias ViewAs Permute Transpose T AsStrided Expand Squeeze Unsqueeze Cat
-    Stack Clone ToCopy Copy CopySlices CopyBackwards Diagonal DiagEmbed Diag Tril Triu Cumsum Cumprod Prod Repeat Alias
-    Unbind Split SplitWithSizes Flip Roll Unfold Exp Expm1 Log Log1P Softplus Sigmoid LogSigmoidForward Sqrt Rsqrt Pow
-    Reciprocal Softmax LogSoftmax SafeSoftmax Logsumexp Tanh LinalgCholeskyEx Cholesky CholeskyInverse CholeskySolve
-    LinalgSolveTriangular LinalgInvEx LinalgSolveEx LinalgMatrixExp LinalgSlogdet Lgamma Digamma Erf Sin Cos
-    NativeLayerNorm ConstantPadNd Zeros Ones AccumulateGrad RepeatInterleave Tensordot Linear Movedim Where MaskedFill
-    Meshgrid Embedding IndexPut SliceScatter SelectScatter Fill Masked Trace Outer Ger Einsum Kron""".split()
-)
+    Stack Clone ToCopy Copy CopySlices CopyBackwards Diagonal DiagEmbed Diag Tril Triu Cumsum Cumprod Prod Repeat
+    Alias Unbind Split SplitWithSizes Flip Roll Unfold Exp Expm1 Log Log1P Softplus Sigmoid LogSigmoidForward Sqrt
+    Rsqrt Pow Reciprocal Softmax LogSoftmax SafeSoftmax Logsumexp Tanh LinalgCholeskyEx Cholesky CholeskyInverse
+    CholeskySolve LinalgSolveTriangular LinalgInvEx LinalgSolveEx LinalgMatrixExp LinalgSlogdet Lgamma Digamma Erf Sin
+    Cos NativeLayerNorm ConstantPadNd Zeros Ones AccumulateGrad RepeatInterleave Tensordot Linear Movedim Where
+    MaskedFill Meshgrid Embedding IndexPut SliceScatter SelectScatter Fill Masked Trace Outer Ger Einsum Kron
+"""
+SMOOTH = frozenset(NAMES.split())
 
 
 def kink(tensor: Tensor) -> str | None:

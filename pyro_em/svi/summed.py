@@ -55,7 +55,7 @@ class SummedBound:
         drawn, intervention = draw_guide(self.guide, args, kwargs, scales)
         graph = self.program.graph(args, kwargs, intervention)
         guide = [f for f in build_graph(drawn, frozenset(), frozenset()).factors if is_latent(drawn.nodes[f.name])]
-        log_q = [Term(f.plates, -f.table, f.scale) for f in guide]
+        log_q = [Term(f.plates, -f.table, -f.table * f.scale) for f in guide]
         scores = [f for f in guide if not getattr(drawn.nodes[f.name]["fn"], "has_rsample", False)]
         return log_evidence_terms(graph) + log_q, scores
 

@@ -33,7 +33,7 @@ VERDICTS = {
     "opaque": "anything else, and whatever only looks like one of the above at some values",
 }
 LINKS = frozenset({"exp", "log", "softplus", "sigmoid", "sqrt", "square", "reciprocal", "softmax", "normalise"})
-LINKS |= {"cholesky", "precision_cholesky"}  # scale_tril of a covariance or precision matrix
+LINKS |= {"reciprocal sqrt", "cholesky", "precision_cholesky"}  # scale_tril of a covariance or precision matrix
 OWNERS = frozenset({"closed form", "newton", "least squares", "statistics", "gradient", "fixed"})
 UNTRACED = OWNERS - {"gradient", "fixed"}
 

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 from pyro.distributions.constraints import interval, positive
 from torch import Tensor
 
-from arguments.base import SELECTED, Made, case, f64, selection, unused
+from arguments.base import SELECTED, Made, case, either, f64, selection, unused
 from arguments.parts import GROUPS, X, locs, mixture, scale
 
 PLAIN = {"weights": SELECTED, "locs": SELECTED, "scale": SELECTED}
@@ -65,9 +65,12 @@ def equal_starts() -> Made:
     return mixture(emission)
 
 
-@case(PLAIN)
+READ = either("selection", "linked", "opaque", links=("exp",))
+
+
+@case({"weights": SELECTED, "locs": READ, "scale": READ})
 def read_from_the_store() -> Made:
-    """Declared in one place, and read in another without Pyro's handlers."""
+    """Declared in one place, and read in another behind the back of Pyro's handlers: any verdict, the same step."""
 
     def emission(z: Tensor) -> dist.TorchDistribution:
         locs(), scale()

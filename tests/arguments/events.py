@@ -102,6 +102,18 @@ def tril_each() -> Made:
     return _gaussian(scale_tril=lambda z: pyro.param("trils", TRILS, constraint=lower_cholesky)[z])
 
 
+@case({"weights": SELECTED, "locs": SELECTED, "tril": SELECTED})
+def tril_from_identity() -> Made:
+    """It starts diagonal, and need not stay so."""
+    return _gaussian(scale_tril=lambda z: pyro.param("tril", torch.eye(2).to(X), constraint=lower_cholesky))
+
+
+@case({"weights": SELECTED, "locs": SELECTED, "covs": linked("cholesky")})
+def covariance_from_identity() -> Made:
+    start = torch.eye(2).to(X).expand(2, 2, 2)
+    return _gaussian(covariance_matrix=lambda z: pyro.param("covs", start, constraint=positive_definite)[z])
+
+
 @case({"weights": SELECTED, "locs": SELECTED, "cov": linked("cholesky")})
 def covariance_shared() -> Made:
     return _gaussian(covariance_matrix=lambda z: pyro.param("cov", TRIL @ TRIL.T, constraint=positive_definite))

@@ -6,10 +6,11 @@ import torch
 from pyro.distributions.constraints import positive, simplex, unit_interval
 from torch import Tensor
 
-from arguments.base import SELECTED, Made, case, f64, selection
+from arguments.base import SELECTED, Made, case, either, f64, selection
 from arguments.parts import BITS, COUNTS, GROUPS, SERIES, X, mixture
 
 NEWTON = selection(exact=None)
+UNKNOWN = either("selection", "opaque")
 TOTALS = (COUNTS + 2 + (torch.arange(16) % 3)).to(X)
 SHARES = torch.sigmoid(0.8 * X + 0.3 * torch.sin(5.0 * X))
 
@@ -129,9 +130,9 @@ def von_mises() -> Made:
     return mixture(emission, X)
 
 
-@case({"weights": SELECTED, "locs": NEWTON, "scale": NEWTON})
+@case({"weights": SELECTED, "locs": UNKNOWN, "scale": UNKNOWN})
 def gumbel() -> Made:
-    """A family without sufficient statistics: its parameters are selections all the same."""
+    """A family without sufficient statistics, of whose arguments the fit need not know."""
 
     def emission(z: Tensor) -> dist.TorchDistribution:
         return dist.Gumbel(pyro.param("locs", f64([-1.2, 1.1]))[z], _positive("scale", [1.3]))

@@ -9,7 +9,7 @@ from pyro.distributions.constraints import positive, simplex
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from arguments.base import SELECTED, Made, case, either, f64, linked, selection
+from arguments.base import SELECTED, Made, case, either, f64, linked
 from arguments.parts import BITS, COUNTS, X, locs, mixture, weights
 
 BOTH = {"weights": SELECTED, "locs": SELECTED}
@@ -144,7 +144,7 @@ def scale_by_sqrt() -> Made:
     return _scaled(lambda: pyro.param("variance", f64(1.4), constraint=positive).sqrt())
 
 
-PRECISION = either("linked", "opaque", links=("reciprocal", "sqrt"))
+PRECISION = either("linked", "opaque", links=("reciprocal sqrt", "reciprocal", "sqrt"))
 
 
 @case({**BOTH, "precision": PRECISION})
@@ -163,7 +163,7 @@ def scale_squared_and_back() -> Made:
     return _scaled(lambda: (pyro.param("scale", f64(1.2), constraint=positive) ** 2).sqrt())
 
 
-@case({"row": selection(exact=None), "logits": either("linked", "opaque", links=("softmax",), same=False)})
+@case({"row": either("selection", "opaque"), "logits": either("linked", "opaque", links=("softmax",), same=False)})
 def rows_of_either_kind() -> Made:
     """A simplex and a row of logits side by side in one table of probabilities."""
 

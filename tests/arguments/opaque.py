@@ -36,6 +36,12 @@ def scale_clamped() -> Made:
     return _scaled(lambda: scale().clamp(min=1e-3))
 
 
+@case({**FREE, "scale": opaque(same=True)})
+def scale_floored_by_where() -> Made:
+    """The same floor, of which the operations say less."""
+    return _scaled(lambda: torch.where(scale() > 1e-3, scale(), 1e-3))
+
+
 @case({**FREE, "scale": opaque()})
 def scale_on_its_floor() -> Made:
     """The floor is above what the data want: nothing pulls at the parameter any more."""

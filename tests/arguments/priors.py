@@ -100,7 +100,7 @@ def normal_on_locs_with_scale() -> Made:
 
 
 @case(
-    {"weights": SELECTED, "precision": either("linked", "opaque", links=("reciprocal", "sqrt"))},
+    {"weights": SELECTED, "precision": either("linked", "opaque", links=("reciprocal sqrt", "reciprocal", "sqrt"))},
     given={"precision": f64(0.6)},
 )
 def gamma_on_precision() -> Made:

@@ -1,0 +1,79 @@
+"""Components that collapse: found as they happen, and treated as the caller chose.
+
+The likelihood of a location-scale family is unbounded: a component on one datum, or on several equal ones, gains
+without limit as its spread goes to nothing (Kiefer & Wolfowitz 1956). What arithmetic then reports is not a fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.cells import Book
+from pyro_em.errors import DegenerateError
+from pyro_em.probing import Coordinates
+
+__all__ = ["COLLAPSED", "FLOOR", "floored", "refuse", "too_narrow"]
+
+# Variance as a share of the data's: below COLLAPSED second moments are rounding errors; FLOOR is what is left instead.
+COLLAPSED = {torch.float64: 1e-11, torch.float32: 1e-6}
+FLOOR = 1e-6
+
+
+def reference(book: Book, argument: str) -> Tensor | None:
+    """The data's variance behind each value of a spread argument, shape (G,) or (G, D)."""
+    if book.variance is None:
+        return None
+    return book.of_groups(argument, book.variance)
+
+
+def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Which values of a spread argument are nothing, shape (G,); ``None`` for other arguments."""
+    data = reference(book, argument)
+    if data is None or not next(a for a in book.family.args if a.name == argument).spread:
+        return None
+    if values.dim() == 1:
+        return ~(values.square() > COLLAPSED[dtype] * data)
+    return ~(values.diagonal(dim1=-2, dim2=-1).square() > COLLAPSED[dtype] * data).all(-1)
+
+
+def floored(book: Book, argument: str, values: Tensor, covariance: Callable[[], Tensor]) -> Tensor:
+    """The maximiser among spreads of at least ``FLOOR`` of the data's variance.
+
+    Args:
+        values: the maximiser among all; NaN where it is not positive definite.
+        covariance: for matrices, the covariance they come from.
+    """
+    data = reference(book, argument)
+    assert data is not None
+    if values.dim() == 1:
+        return values.nan_to_num(0.0).maximum((FLOOR * data).sqrt())
+    unit = data.clamp_min(torch.finfo(data.dtype).tiny).sqrt()
+    scaled = covariance() / unit.unsqueeze(-1) / unit.unsqueeze(-2)
+    levels, axes = torch.linalg.eigh(scaled)
+    raised = (axes * levels.clamp_min(FLOOR).unsqueeze(-2)) @ axes.mT
+    factor = torch.linalg.cholesky(raised) * unit.unsqueeze(-1)
+    narrow = (levels < FLOOR).any(-1)[:, None, None] | torch.isnan(values)
+    return torch.where(narrow, factor, values)
+
+
+def refuse(book: Book, argument: str, group: int, value: float, count: float, coordinates: Coordinates) -> Any:
+    """The error for a collapsed value of an argument."""
+    element = int(book.rows[argument][group].reshape(-1)[0])
+    for name, start in coordinates.starts().items():
+        shape = coordinates.shapes[name]
+        if start <= element < start + torch.Size(shape).numel():
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(element - start), shape)) if shape else ()
+            return DegenerateError(
+                f"A component collapsed: {argument} of {type(book.family).__name__}, given by parameter {name!r} at "
+                f"{list(index)}, fell to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum "
+                "there. Share the parameter over components, give it a prior, start elsewhere (restarts=, start=), or "
+                'choose on_degenerate="floor", "drop" or "restart".',
+                name,
+                index,
+                value,
+            )
+    raise AssertionError("a collapsed value stands on no parameter")

@@ -1,0 +1,150 @@
+"""The maximum of Q over the arguments of one book, in closed form or by Newton's method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.cells import Book
+from pyro_em.compiled.collapse import floored, refuse, too_narrow
+from pyro_em.compiled.ownership import Block
+from pyro_em.families import Cells
+from pyro_em.families.newton import newton
+from pyro_em.probing import Coordinates
+
+__all__ = ["Guard", "is_closed", "solve_in_turn", "solve_jointly"]
+
+SWEEPS = 200
+STILL = 1e-13
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What to do about components that collapse.
+
+    Attributes:
+        coordinates: of the parameters, to name them.
+        floor: hold spreads at a floor instead of raising.
+        dtype: of the arithmetic the statistics come from.
+    """
+
+    coordinates: Coordinates
+    floor: bool
+    dtype: torch.dtype
+
+    def checked(self, book: Book, block: Block, values: Tensor, cells: Cells) -> Tensor:
+        """The values, none of them collapsed.
+
+        Raises:
+            DegenerateError: one is, and this guard does not floor.
+        """
+        narrow = too_narrow(book, block.argument, values, self.dtype)
+        if narrow is None:
+            return values
+        counts = cells.pool(cells.stats[:, -1])
+        spoken_of = (counts > 0) & block.free
+        if self.floor:
+            covariance = _covariance(book, cells)
+            held = floored(book, block.argument, values, lambda: covariance)
+            return torch.where(spoken_of.reshape(-1, *[1] * (values.dim() - 1)), held, values)
+        narrow &= spoken_of
+        if bool(narrow.any()):
+            g = int(narrow.nonzero()[0, 0])
+            value = values[g] if values.dim() == 1 else values[g].diagonal().abs().amin()
+            raise refuse(book, block.argument, g, float(value), float(counts[g]), self.coordinates)
+        return values
+
+
+def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
+    """Maximise over each argument given the others, in place, until nothing moves."""
+    for sweep in range(SWEEPS if _is_coupled(book, blocks) else 1):
+        before = dict(values)
+        for block in blocks:
+            values[block.argument] = _conditional(book, block, stats, values, guard)
+        if sweep and all(_close(values[n], before[n]) for n in values):
+            return
+
+
+def solve_jointly(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
+    """Newton's method over all arguments at once, in place."""
+    names = [b.argument for b in blocks]
+    cells = book.cells(names[0], stats, values, None)
+    start = {n: _relative(book, n, values[n], -1) for n in names}
+    found = newton(book.family, tuple(names), stats, cells.args, cells.group, cells.size, start)
+    for block in blocks:
+        n = block.argument
+        values[n] = _kept(block, guard.checked(book, block, _relative(book, n, found[n], 1), cells), values[n])
+
+
+def is_closed(book: Book, blocks: Sequence[Block]) -> bool:
+    """Whether the family has a solution for every one of these arguments."""
+    width = {a.name: a.rank for a in book.family.args}
+    args = {
+        n: torch.eye(r.shape[-1], dtype=torch.float64).expand(book.size, -1, -1)
+        if width[n] == 2
+        else torch.full((book.size, *r.shape[1:]), 0.5, dtype=torch.float64)
+        for n, r in book.rows.items()
+    }
+    stats = torch.ones(book.size, book.family.coefficients(**args).shape[-1], dtype=torch.float64)
+    return all(
+        book.family.solve(b.argument, Cells(stats, args, book.groups[b.argument], len(b.free))) is not None
+        for b in blocks
+    )
+
+
+def _is_coupled(book: Book, blocks: Sequence[Block]) -> bool:
+    """Whether the solution of one argument depends on that of another, beyond one sweep in the family's order."""
+    if len(book.family.args) == 1:
+        return False
+    first, *rest = book.family.args
+    if len(rest) > 1 or not (first.location and rest[0].spread):
+        return True
+    if any(b.argument == first.name and b.pseudo is not None for b in blocks):
+        return True
+    return book.is_shared_over(first.name, rest[0].name)
+
+
+def _conditional(book: Book, block: Block, stats: Tensor, values: Mapping[str, Tensor], guard: Guard) -> Tensor:
+    """The argument's values that maximise Q given the others; where nothing speaks of one, or it stays, as it was."""
+    old, name = values[block.argument], block.argument
+    cells = book.cells(name, stats, values, block.pseudo)
+    if name == book.location and book.shift is not None and block.pseudo is not None:
+        cells = replace(cells, pseudo=_shifted(block.pseudo, book.shift))
+    found = book.family.solve(name, cells)
+    if found is None:
+        start = {name: _relative(book, name, old, -1)}
+        found = newton(book.family, (name,), stats, cells.args, cells.group, cells.size, start)[name]
+    found = guard.checked(book, block, _relative(book, name, found, 1), cells)
+    return _kept(block, found, old)
+
+
+def _kept(block: Block, found: Tensor, old: Tensor) -> Tensor:
+    usable = torch.isfinite(found)
+    if not block.all_free:
+        usable &= block.free.reshape(-1, *[1] * (old.dim() - 1))
+    return torch.where(usable, found, old)
+
+
+def _relative(book: Book, name: str, values: Tensor, sign: int) -> Tensor:
+    """A location relative to the origin (sign -1) or back (1); other arguments as they are."""
+    return values + sign * book.shift if name == book.location and book.shift is not None else values
+
+
+def _shifted(pseudo: Tensor, shift: Tensor) -> Tensor:
+    """Pseudo-statistics (precision times mean, precision) of a location relative to the origin."""
+    return torch.stack([pseudo[..., 0] - pseudo[..., 1] * shift, pseudo[..., 1]], -1)
+
+
+def _covariance(book: Book, cells: Cells) -> Tensor:
+    """For matrices, the covariance about the location of each group."""
+    if not hasattr(book.family, "covariance"):
+        return cells.stats
+    covariance: Tensor = book.family.covariance(cells)
+    return covariance
+
+
+def _close(new: Tensor, old: Tensor) -> bool:
+    return bool((new - old).abs().max() <= STILL * (1 + old.abs().max())) if new.numel() else True
