@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
 
-__all__ = ["Batch", "Batches", "find_loader", "open_batches", "whole"]
+__all__ = ["Batch", "Batches", "find_loader", "first_rows", "open_batches", "whole"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,17 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     sliced: frozenset[int | str] = frozenset(k for k, a in named if _length(a) == rows)
     return Batches(args, kwargs, rows, min(batch_size, rows), None, sliced)
+
+
+def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Batch | None:
+    """The first rows of data too many to look at all of them; ``None`` where there are no more than ``rows``, or no
+    tensor among the arguments.
+    """
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() and a.layout == torch.strided]
+    if find_loader(args) is not None or not tensors or len(tensors[0]) <= rows:
+        return None
+    batches = open_batches(args, kwargs, rows)
+    return None if batches is None else next(batches.in_order())
 
 
 def whole(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

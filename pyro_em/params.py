@@ -134,6 +134,14 @@ class ParamSpace:
                 self._before[name] = (leaf, leaf.detach().clone(), leaf.grad)
                 leaf.grad = None
 
+    def forget(self) -> None:
+        """Drop all parameters, so that the next run of the model makes them anew."""
+        for leaf, value, grad in self._before.values():
+            leaf.data.copy_(value)
+            leaf.grad = grad
+        pyro.get_param_store().clear()
+        self._latents.clear()
+
     def add_latent(self, name: str, value: Tensor, constraint: Any) -> None:
         """Make a point-estimated latent a parameter of this fit, starting at ``value``."""
         point = transform_to(constraint).inv(value.detach())

@@ -29,6 +29,8 @@ FULL = GradientMStep(
         line_search_fn="strong_wolfe",
     )
 )
+# torch's own log-density is off by up to 4e-8 nats a datum: it approximates the Bessel function of order zero.
+ROUGH = {"von_mises": 2e-6}
 BY_NAME = {case.name: case for case in CASES}
 FITTED = [case for case in CASES if case.refusal is None]
 every_case = pytest.mark.parametrize("case", FITTED, ids=repr)
@@ -132,7 +134,7 @@ def test_one_step_is_that_of_the_full_maximisation(case: Case) -> None:
             tolerance = 1e-6 if untraced(case, name) else 1e-4
             torch.testing.assert_close(one.params[name], value, rtol=tolerance, atol=tolerance, msg=partial(said, name))
     start = one.history["objective"].iloc[0]
-    assert start == pytest.approx(full.history["objective"].iloc[0], rel=1e-9)
+    assert start == near(case, full.history["objective"].iloc[0])
     if case.maximal:
         closed = all(untraced(case, name) for name in case.routes)
         assert one.objective == pytest.approx(full.objective, abs=1e-6 if closed else 1e-4)
@@ -181,7 +183,11 @@ def test_the_objective_is_that_of_the_parameters(case: Case) -> None:
     again = continued(case.name)[0].history["objective"].iloc[0]
     traced = run(case, one.params, max_steps=0, m_step=FULL).objective
     assert again == pytest.approx(one.objective, rel=1e-9, abs=1e-9)
-    assert traced == pytest.approx(one.objective, rel=1e-9, abs=1e-9)
+    assert traced == near(case, one.objective)
+
+
+def near(case: Case, objective: float) -> Any:
+    return pytest.approx(objective, rel=1e-9, abs=ROUGH.get(case.name, 1e-9))
 
 
 @every_case

@@ -5,21 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from pyro_em.data import whole
+from pyro_em.data import first_rows, whole
 from pyro_em.em.inference import ExactInference
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
 from pyro_em.graph.guard import TableGuard
-from pyro_em.graph.trace import Site
+from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
 
 __all__ = ["Arguments", "Prepared", "prepare"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+LARGE = 20_000  # rows; of more than these, structure is read off and checked on the first few
+HEAD = 512
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,15 @@ class Prepared:
 
     Attributes:
         data: the model's arguments, all data at once.
+        head: the first rows of large data, of small data all.
         inference: sums out its latents.
         intervention: holds the subsample of plates.
         stochastic: whether a subsample leaves data out.
-        graph: the model at the start.
+        graph: the model at the start, on ``head``.
     """
 
     data: Arguments
+    head: Arguments
     inference: ExactInference
     intervention: Intervention
     stochastic: bool
@@ -50,7 +58,7 @@ def prepare(problem: Problem) -> Prepared:
     """
     intervention = Intervention()
     data = whole(problem.args, problem.kwargs)
-    seen = problem.first_run(lambda: survey(problem.model, *data, intervention))
+    seen, head = _first_look(problem, data, intervention)
     for name in seen.others:
         _check_global(name, seen)
         site = seen.site(name)
@@ -65,10 +73,46 @@ def prepare(problem: Problem) -> Prepared:
     problem.space.check_start()
     program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
     inference = ExactInference(program, problem.space)
+    look = intervention if head is data else Intervention()
     with torch.no_grad(), TableGuard():
-        graph = inference.graph(*data, intervention)
-    program.verify(graph, *data, intervention)
-    return Prepared(data, inference, intervention, bool(seen.subsampled), graph)
+        graph = inference.graph(*head, look)
+    program.verify(graph, *head, look)
+    return Prepared(data, head, inference, intervention, bool(seen.subsampled), graph)
+
+
+def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -> tuple[Survey, Arguments]:
+    """One plain run: on all data, or, as latents drawn for a million data would fill the memory, on the first rows.
+
+    The parameters' initial values are those of the whole data in either case.
+    """
+    head = first_rows(*data, LARGE) and first_rows(*data, HEAD)
+    if head is not None:
+        state = get_rng_state()
+        try:
+            seen = survey(problem.model, head.args, head.kwargs, Intervention())
+        except Exception:  # the model knows its size; the run on all data says what is wrong, if anything
+            seen = None
+        problem.space.forget()
+        set_rng_state(state)
+        if seen is not None and not seen.subsampled and _starts_alike(problem, data, seen):
+            return seen, (head.args, head.kwargs)
+        problem.space.forget()
+        set_rng_state(state)
+    return problem.first_run(lambda: survey(problem.model, *data, intervention)), data
+
+
+def _starts_alike(problem: Problem, data: Arguments, seen: Survey) -> bool:
+    """Run the model on all data, latents enumerated, and compare its sites with those of a run on the first rows."""
+    program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
+    given = {n: seen.site(n)["value"] for n in seen.others}
+    with torch.no_grad(), pyro.validation_enabled(False):
+        try:
+            trace = program.trace(*data, Intervention(given=given))
+        except Exception:
+            return False
+    return [n for n, s in trace.nodes.items() if is_random(s)] == [
+        n for n, s in seen.trace.nodes.items() if is_random(s)
+    ]
 
 
 def _check_global(name: str, seen: Survey) -> None:

@@ -71,8 +71,8 @@ class Engine(Protocol):
         """Whether a climb of the objective itself would raise it by this much."""
         ...
 
-    def finish(self) -> None:
-        """Hand the parameters to the program."""
+    def finish(self) -> bool:
+        """Hand the parameters to the program; whether that moved them by more than rounding."""
         ...
 
 

@@ -135,9 +135,8 @@ class EM:
 
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
         """The objective of the parameters in place; under subsampled plates, of the last subsample."""
-        before = state.engine.point()
-        state.engine.finish()
-        found = state.expectation if state.engine.point() is before else state.engine.expect()
+        moved = state.engine.finish()
+        found = state.engine.expect() if moved else state.expectation
         kind: ObjectiveKind = "log_joint" if state.engine.counts_priors else "log_evidence"
         return Evaluation(found.objective, kind, found.log_evidence)
 

@@ -43,7 +43,11 @@ class TensorEngine:
     def __init__(self, model: TensorModel, maximiser: Maximiser, space: ParamSpace, fixed: tuple[str, ...]) -> None:
         self.model, self.maximiser, self.space, self.fixed = model, maximiser, space, fixed
         self.counts_priors = bool(maximiser.priors)
-        self.theta = model.coordinates.flat(space.values())
+        values = space.values()
+        self.theta = model.coordinates.flat(values)
+        # Parameters that the program holds in float32 are rounded as they go, so that the end is no surprise.
+        kinds = [torch.full((v.numel(),), v.dtype == torch.float32) for v in values.values()]
+        self._single = torch.cat(kinds) if kinds else torch.zeros(0, dtype=torch.bool)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,7 +90,8 @@ class TensorEngine:
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
         with torch.no_grad():
-            self.theta = self.maximiser.maximise(self.theta, expectation.model.stats)
+            theta = self.maximiser.maximise(self.theta, expectation.model.stats)
+        self.theta = torch.where(self._single, theta.to(torch.float32).to(torch.float64), theta)
         return True
 
     def can_gain(self, nats: float) -> bool:
@@ -116,11 +121,12 @@ class TensorEngine:
             return True
         return False
 
-    def finish(self) -> None:
-        """Hand theta to the program."""
-        values = self.model.coordinates.split(self.theta)
+    def finish(self) -> bool:
+        """Hand theta to the program; whether an edge of a constraint moved it by more than rounding."""
+        before, values = self.theta, self.model.coordinates.split(self.theta)
         self.space.assign_nearest({name: values[name] for name in self._free})
         self.theta = self.model.coordinates.flat(self.space.values())
+        return not torch.allclose(self.theta, before, rtol=64 * torch.finfo(self.dtype).eps, atol=1e-300)
 
     def _objective(self, point: Tensor) -> Tensor:
         """The objective, with its gradient, at unconstrained coordinates."""

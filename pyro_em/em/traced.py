@@ -51,7 +51,7 @@ class TracedEngine:
         self.counts_priors = counts_priors and bool(prepared.inference.program.priors)
         leaves = space.free(fixed)
         self.ascent = Ascent(m_step, leaves, _coarsest(leaves))
-        self._first: FactorGraph | None = prepared.graph
+        self._first: FactorGraph | None = prepared.graph if prepared.head is prepared.data else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,8 +112,9 @@ class TracedEngine:
         """Whether L-BFGS on the objective itself would raise it by this much."""
         return self.ascent.can_gain(self.objective, nats)
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """The parameters are in place already."""
+        return False
 
     def q(self, expectation: TracedExpectation) -> Tensor:
         """Q at the parameters in place."""

@@ -105,9 +105,17 @@ def _data_plates(trace: poutine.Trace, enumerated: tuple[str, ...]) -> frozenset
 
 def _check_batch_shape(name: str, site: Site) -> None:
     """Without this check an undeclared batch dimension could line up with an enumerated one and be summed over."""
-    table = site_log_prob(site)
-    plates = plates_of(site, table.shape)
-    for position, size in enumerate(table.shape):
-        dim = position - table.dim()
+    shape = _density_shape(site)
+    plates = plates_of(site, shape)
+    for position, size in enumerate(shape):
+        dim = position - len(shape)
         if size > 1 and dim not in plates:
-            raise ModelError(unknown_axis(name, table.shape, dim, plates))
+            raise ModelError(unknown_axis(name, shape, dim, plates))
+
+
+def _density_shape(site: Site) -> torch.Size:
+    """The shape of the site's log-probability, without evaluating it where that is the distribution's own."""
+    fn, value = site["fn"], site["value"]
+    if type(fn).__module__.startswith(("pyro.distributions", "torch.distributions")) and not site["args"]:
+        return torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    return site_log_prob(site).shape

@@ -21,7 +21,7 @@ from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route
 from pyro_em.probing.sites import SiteParts, as_independent, take_apart
-from pyro_em.probing.smooth import kink, reaching
+from pyro_em.probing.smooth import trail
 
 __all__ = ["Probed", "ProbedSite", "probe"]
 
@@ -137,20 +137,20 @@ def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates) -> 
         return ProbedSite(name, "its observed value depends on parameters", {}, tuple(coordinates.shapes))
     routes = {a.name: _route(a, [p.arguments[a.name] for p in known], runs, coordinates) for a in parts.family.args}
     leaves = runs[0].leaves
-    params = {p for a in parts.family.args for p in reaching(known[0].arguments[a.name], leaves)}
+    params = {p for a in parts.family.args for p in trail(known[0].arguments[a.name], leaves).params}
     return ProbedSite(name, parts, routes, tuple(n for n in leaves if n in params))
 
 
 def _route(argument: Argument, draws: list[Tensor], runs: list[_Run], coordinates: Coordinates) -> Route:
     leaves, thetas = runs[0].leaves, [run.theta for run in runs]
-    params = reaching(draws[0], leaves)
+    behind = trail(draws[0], leaves)
+    params = behind.params
     if len({d.shape for d in draws}) > 1:
         return Opaque(params, "whose shape depends on parameter values")
     if not params and not all(torch.equal(draws[0], d) for d in draws[1:]):
         return Opaque((), "that changes with parameters through no differentiable path, or at random")
-    kinked = kink(draws[0])
-    if kinked is not None:
-        return Opaque(params, f"through {kinked!r}, which is not one smooth formula")
+    if behind.kink is not None:
+        return Opaque(params, f"through {behind.kink!r}, which is not one smooth formula")
     exact = draws[0].dtype == torch.float64
     values = [d.detach().to(torch.float64) for d in draws]
     found = match(argument, values, thetas, coordinates, exact)
@@ -160,11 +160,9 @@ def _route(argument: Argument, draws: list[Tensor], runs: list[_Run], coordinate
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return (
-        one is other
-        or bool(torch.equal(one, other))
-        or bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
-    )
+    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
+    return bool(torch.equal(one, other)) or bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
 def _params_of_density(site: Any, run: _Run, name: str) -> tuple[str, ...]:
@@ -174,4 +172,4 @@ def _params_of_density(site: Any, run: _Run, name: str) -> tuple[str, ...]:
     if first is None:
         return tuple(run.leaves)
     with torch.enable_grad():
-        return reaching(site_log_prob(first), run.leaves)
+        return trail(site_log_prob(first), run.leaves).params

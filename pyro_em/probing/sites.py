@@ -126,7 +126,8 @@ def _positions(site: Site, found: Structure) -> dict[int, Dim]:
     fn, value = site["fn"], site["value"]
     batch = value.shape[: value.dim() - fn.event_dim]
     shape = torch.broadcast_shapes(fn.batch_shape, batch)
-    return {**plates_of(site, shape), **variable_dims(site, found)}
+    variables = variable_dims(site, found)
+    return {**plates_of(site, shape), **{dim: variables[dim] for dim in sorted(variables)}}
 
 
 def _narrow(tensor: Tensor, batch: int) -> Tensor:

@@ -7,12 +7,13 @@ differentiable operations can: only those that have one formula on all of their 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["kink", "reaching"]
+__all__ = ["Trail", "trail"]
 
 NAMES = """
     Add Sub Rsub Mul Div Neg Mm Bmm Mv Dot Addmm Addmv Addbmm Baddbmm Sum Mean Index IndexSelect Select Slice Gather
@@ -27,8 +28,23 @@ NAMES = """
 SMOOTH = frozenset(NAMES.split())
 
 
-def kink(tensor: Tensor) -> str | None:
-    """The first operation behind ``tensor`` that is not one smooth formula, or ``None``."""
+@dataclass(frozen=True)
+class Trail:
+    """What lies behind a tensor.
+
+    Attributes:
+        params: names of the leaves it depends on, as far as gradients flow.
+        kink: the first operation that is not one smooth formula, or ``None``.
+    """
+
+    params: tuple[str, ...]
+    kink: str | None
+
+
+def trail(tensor: Tensor, leaves: Mapping[str, Tensor]) -> Trail:
+    """Follow the graph of operations back to the leaves."""
+    names = {id(leaf): name for name, leaf in leaves.items()}
+    found, kink = {names[id(tensor)]} if id(tensor) in names else set(), None
     seen: set[Any] = set()
     queue = [tensor.grad_fn]
     while queue:
@@ -36,16 +52,11 @@ def kink(tensor: Tensor) -> str | None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        name = re.sub(r"Backward\w*$", "", type(node).__name__)
-        if name and name not in SMOOTH:
-            return name.lower()
+        if hasattr(node, "variable"):
+            found |= {names[id(node.variable)]} if id(node.variable) in names else set()
+            continue
+        operation = re.sub(r"Backward\w*$", "", type(node).__name__)
+        if operation not in SMOOTH:
+            kink = kink or operation.lower()
         queue.extend(following for following, _ in node.next_functions)
-    return None
-
-
-def reaching(tensor: Tensor, leaves: dict[str, Tensor]) -> tuple[str, ...]:
-    """Names of the leaves that ``tensor`` depends on, as far as gradients flow."""
-    if not tensor.requires_grad:
-        return ()
-    found = torch.autograd.grad(tensor.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
-    return tuple(name for name, g in zip(leaves, found, strict=True) if g is not None)
+    return Trail(tuple(name for name in leaves if name in found), kink)

@@ -31,7 +31,10 @@ def scale_constant_at_a_start() -> Made:
     return mixture(lambda z: dist.Normal(locs()[z], 1.4))
 
 
-@case({"weights": SELECTED, "locs": selection(exact=None, same=False), "scales": selection(exact=None, same=False)})
+@case(
+    {"weights": SELECTED, "locs": selection(exact=None, same=False), "scales": selection(exact=None, same=False)},
+    maximal=False,
+)
 def by_sensor() -> Made:
     """Scales differ within a component, so that the locations are weighted means of unequal weights."""
 
