@@ -35,6 +35,7 @@ class Book:
         variance: of the data scored by each cell, about the origin, same shape.
         origins: by site, the same for its data, shape (*events, *event).
         names: the parameters among ``rows``.
+        references: variances by argument, once they were asked for.
     """
 
     family: Family
@@ -44,6 +45,7 @@ class Book:
     constants: Tensor
     maps: dict[str, Tensor]
     names: frozenset[str]
+    references: dict[str, Tensor] = field(default_factory=dict)
     origin: Tensor | None = None
     variance: Tensor | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)

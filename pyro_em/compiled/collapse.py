@@ -27,16 +27,20 @@ def reference(book: Book, argument: str) -> Tensor | None:
     """The data's variance behind each value of a spread argument, shape (G,) or (G, D)."""
     if book.variance is None:
         return None
-    return book.of_groups(argument, book.variance)
+    if argument not in book.references:
+        book.references[argument] = book.of_groups(argument, book.variance)
+    return book.references[argument]
 
 
 def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Which values of a spread argument are nothing, shape (G,); ``None`` for other arguments."""
-    data = reference(book, argument)
-    if data is None or not next(a for a in book.family.args if a.name == argument).spread:
+    if not next(a for a in book.family.args if a.name == argument).spread:
         return None
-    if values.dim() == 1:
-        return ~(values.square() > COLLAPSED[dtype] * data)
+    data = reference(book, argument)
+    if data is None:
+        return None
+    if values.dim() == 1:  # NaN is a value that no datum spoke of
+        return values.square() <= COLLAPSED[dtype] * data
     return ~(values.diagonal(dim1=-2, dim2=-1).square() > COLLAPSED[dtype] * data).all(-1)
 
 

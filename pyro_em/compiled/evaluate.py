@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_em.compiled.factor import TensorFactor
 
-__all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "features", "table"]
+__all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "design", "features", "table"]
 
 ALL = slice(None)
 
@@ -29,7 +29,7 @@ def table(factor: TensorFactor, coefficients: Tensor, rows: slice, args: dict[st
         args: the book's cell arguments, for families whose features depend on them.
     """
     cell = factor.part(factor.cell, rows)
-    if getattr(factor.book.family, "augmented", False):
+    if factor.is_augmented:
         x = factor.centred(factor.part(factor.x, rows), torch.float64)
         density = factor.book.family.log_prob(x, **{n: a[cell] for n, a in args.items()})  # type: ignore[attr-defined]
     else:
@@ -50,7 +50,7 @@ def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice,
         weights: posterior of the states times the datum's weight, shape (n, K).
     """
     cell = factor.part(factor.cell, rows)
-    if getattr(factor.book.family, "augmented", False):
+    if factor.is_augmented:
         x = factor.centred(factor.part(factor.x, rows), torch.float64)
         t = factor.book.family.augment(x, **{n: a[cell] for n, a in args.items()})  # type: ignore[attr-defined]
     else:
@@ -91,6 +91,14 @@ def _base(factor: TensorFactor, rows: slice) -> Tensor:
     x = x.nan_to_num(0.0) if factor.mask is not None else x
     rank = factor.book.family.rank
     return factor.book.family.base_measure(x.movedim(list(range(3, 3 + rank)), list(range(rank))))
+
+
+def design(factor: TensorFactor) -> Tensor:
+    """Features, ones and masks of a factor whose rows are alike, shape (K, E, S + 1): its table is linear in them."""
+    t = features(factor, ALL, torch.float64)[:, 0].movedim(0, -1)
+    full = t.expand(factor.num_states, t.shape[1], t.shape[2])
+    whole = torch.cat([full, torch.ones_like(full[..., :1])], -1)
+    return whole if factor.mask is None else whole * factor.mask[0].unsqueeze(-1)
 
 
 @dataclass(frozen=True)

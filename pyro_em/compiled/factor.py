@@ -62,7 +62,12 @@ class TensorFactor:
     def is_dense(self) -> bool:
         """Whether a table is one matrix product: data vary over rows only, and cells over states only."""
         plain = self.x.shape[1] == 1 and self.cell.shape[0] == 1 and (self.mask is None or self.mask.shape[1] == 1)
-        return plain and self.x.shape[0] == self.num_rows > 1 and not getattr(self.book.family, "augmented", False)
+        return plain and self.x.shape[0] == self.num_rows > 1 and not self.is_augmented
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether its features depend on its arguments."""
+        return bool(getattr(self.book.family, "augmented", False))
 
     @property
     def is_constant(self) -> bool:

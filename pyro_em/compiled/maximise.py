@@ -47,7 +47,7 @@ class Maximiser:
         """
         for _ in range(ROUNDS):
             before = theta
-            theta = self._solve(theta.clone(), stats)
+            theta = self._solve(theta, stats)
             if not self.ownership.numeric:
                 return theta
             free = self.ownership.numeric
@@ -56,7 +56,8 @@ class Maximiser:
                 break
         return theta
 
-    def _solve(self, theta: Tensor, stats: tuple[Tensor, ...]) -> Tensor:
+    def _solve(self, old: Tensor, stats: tuple[Tensor, ...]) -> Tensor:
+        theta = old.clone()
         for i, blocks in self._blocks.items():
             book = self.books[i]
             values = book.values(self.coordinates, theta)
@@ -64,7 +65,7 @@ class Maximiser:
             solver(book, blocks, stats[i], values, self.guard)
             for block in blocks:
                 self._write(book, block, values[block.argument], theta)
-        return theta
+        return torch.where(torch.isfinite(theta), theta, old)  # what no datum speaks of stays as it was
 
     @cached_property
     def _blocks(self) -> dict[int, list[Block]]:
@@ -81,17 +82,16 @@ class Maximiser:
 
     def _write(self, book: Book, block: Block, values: Tensor, theta: Tensor) -> None:
         link, rows = LINKS[book.links[block.argument]], book.rows[block.argument]
-        found = link.inverse(values)
+        found = values if link.name == "identity" else link.inverse(values)
         if not block.all_free:
             rows, found = rows[block.free], found[block.free]
         if rows.dim() < 3:
-            old = theta[rows]
             if link.name == "square":
-                found = found * torch.where(old < 0, -1.0, 1.0)
+                found = found * torch.where(theta[rows] < 0, -1.0, 1.0)
             elif link.name == "softmax":  # of all that give the same row, the nearest to what it was
-                found = found + (old - found).mean(-1, keepdim=True)
+                found = found + (theta[rows] - found).mean(-1, keepdim=True)
             elif link.name == "normalise":
-                found = found * old.sum(-1, keepdim=True)
+                found = found * theta[rows].sum(-1, keepdim=True)
             theta[rows] = found
         else:
             inside = rows < len(theta)

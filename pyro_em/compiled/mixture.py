@@ -7,18 +7,19 @@ statistics the transposed product. States are the rows of every matrix, so that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.evaluate import add_stats, dense, table
+from pyro_em.compiled.desk import Desk, num_features
+from pyro_em.compiled.evaluate import add_stats, dense, design, table
 from pyro_em.compiled.factor import TensorFactor
 
 __all__ = ["Mixture", "MixtureTotals"]
 
-BLOCK = 2**17  # entries of the features of one block: a megabyte in float64
-KEEP = 2**25  # bytes of features that are kept instead of being made anew
+BLOCK = 2**18  # entries of the features of one block: two megabytes in float64
+KEEP = 2**22  # bytes of features that are kept instead of being made anew
 UNDERFLOW = -60.0  # exponentials below this are slow in float32, and beyond its precision
 
 
@@ -36,7 +37,7 @@ class Mixture:
 
     Attributes:
         flat: factors whose table is a matrix product.
-        constant: factors with one table for all rows.
+        constant: factors with one table for all rows, and ``designs``, what their coefficients are multiplied by.
         general: the others.
         weights: of the rows, in the log evidence; ``None`` for ones.
         informed: rows on which the data say something; ``None``, all.
@@ -53,24 +54,25 @@ class Mixture:
     num_rows: int
     blocks: tuple[slice, ...]
     kept: tuple[Tensor, ...]
+    designs: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, factors: Sequence[TensorFactor], weights: Tensor | None, scale: float) -> Mixture:
         """Sort the factors, and keep their features where there is room."""
         flat = tuple(f for f in factors if f.is_dense)
-        constant = tuple(f for f in factors if not f.is_dense and f.is_constant)
-        general = tuple(f for f in factors if not f.is_dense and not f.is_constant)
+        constant = tuple(f for f in factors if not f.is_dense and f.is_constant and not f.is_augmented)
+        general = tuple(f for f in factors if f not in flat and f not in constant)
         single = bool(flat) and all(f.x.dtype == torch.float32 for f in flat)
         dtype = torch.float32 if single else torch.float64
         num_rows = factors[0].num_rows
         width = sum(_width(f) for f in flat) + max((f.num_states * f.x[0].numel() for f in general), default=0)
-        step = max(256, min(16384, BLOCK // max(width, factors[0].num_states, 1)))
+        step = max(512, min(16384, BLOCK // max(width, factors[0].num_states, 1)))
         blocks = tuple(slice(a, min(a + step, num_rows)) for a in range(0, num_rows, step))
-        self = cls(flat, constant, general, weights, scale, dtype, num_rows, blocks, ())
-        fits = width * num_rows * dtype.itemsize <= KEEP
-        return self if not fits else cls(
-            flat, constant, general, weights, scale, dtype, num_rows, blocks, tuple(map(self._features, blocks))
-        )  # fmt: skip
+        designs = tuple(_with_base(f) for f in constant)
+        self = cls(flat, constant, general, weights, scale, dtype, num_rows, blocks, (), designs)
+        if width * num_rows * dtype.itemsize > KEEP:
+            return self
+        return replace(self, kept=tuple(self._features(rows, Desk(dtype)) for rows in blocks))
 
     def expect(
         self, coefficients: dict[int, Tensor], args: dict[int, dict[str, Tensor]], stats: dict[int, Tensor]
@@ -82,9 +84,10 @@ class Mixture:
         counts = torch.zeros(states, dtype=torch.float64)
         evidence = squares = 0.0
         clamp = self.dtype == torch.float32 and float(matrix.min() if matrix.numel() else 0.0) > -1e29
+        desk = Desk(self.dtype)
         for i, rows in enumerate(self.blocks):
-            block = self.kept[i] if self.kept else self._features(rows)
-            logs = torch.addmm(offset, matrix, block) if self.flat else offset.repeat(1, rows.stop - rows.start)
+            block = self.kept[i] if self.kept else self._features(rows, desk)
+            logs = torch.addmm(offset, matrix, block.T) if self.flat else offset.repeat(1, rows.stop - rows.start)
             for f in self.general:
                 logs += table(f, coefficients[id(f.book)], rows, args[id(f.book)]).T.to(self.dtype)
             top = logs.amax(0)
@@ -100,61 +103,62 @@ class Mixture:
                 posterior /= total
             evidence += float(terms.sum())
             if self.flat:
-                sums += posterior @ block.T
+                sums += posterior @ block
             counts += posterior.sum(1)
             for f in self.general:
                 weights = posterior.T.to(torch.float64) * self.scale
                 add_stats(f, weights, stats[id(f.book)], rows, args[id(f.book)])
-        self._collect(sums * self.scale, counts * self.scale, stats, args)
+        if self.scale != 1.0:
+            sums, counts = sums * self.scale, counts * self.scale
+        self._collect(sums, counts, stats)
         return MixtureTotals(evidence * self.scale, squares)
 
-    def _features(self, rows: slice) -> Tensor:
-        """Features of a block, shape (all S * E, rows), with masks as counts behind."""
-        parts = []
-        for f in self.flat:
-            x = f.centred(f.x[rows, 0], self.dtype)
-            order = [*range(2, x.dim()), 1, 0]
-            t = f.book.family.features(x.permute(order).contiguous())
-            if f.mask is not None:
-                mask = f.part(f.mask, rows)[:, 0].T.to(self.dtype)
-                t = t * mask
-                mask = mask.expand(len(mask), rows.stop - rows.start)
-                parts += [t.flatten(0, 1), mask]
-            else:
-                parts.append(t.flatten(0, 1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.zeros(0, 0)
+    def _features(self, rows: slice, desk: Desk) -> Tensor:
+        """Features of a block, shape (rows, all S * E), with masks as counts behind."""
+        parts = [desk.features(f, rows) for f in self.flat]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(0, 0)
 
     def _coefficients(
         self, coefficients: dict[int, Tensor], args: dict[int, dict[str, Tensor]], states: int
     ) -> tuple[Tensor, Tensor]:
         offset = torch.zeros(states, 1, dtype=torch.float64)
-        for f in self.constant:
-            offset = offset + table(f, coefficients[id(f.book)], slice(None), args[id(f.book)]).T
+        for f, (linear, base) in zip(self.constant, self.designs, strict=True):
+            own = coefficients[id(f.book)][f.cell[0]]
+            offset = offset + (own * linear).sum((1, 2)).unsqueeze(1) + base
         parts = [dense(f, coefficients[id(f.book)]) for f in self.flat]
         for part in parts:
             offset = offset + part.constant
         matrix = torch.cat([p.matrix for p in parts], 1) if parts else torch.zeros(states, 0)
         return matrix.to(self.dtype), offset.clamp_min(-1e30).to(self.dtype)
 
-    def _collect(
-        self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor], args: dict[int, dict[str, Tensor]]
-    ) -> None:
+    def _collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand the sums of all blocks to the cells they belong to."""
         for f, part in zip(self.flat, sums.split([_width(f) for f in self.flat], 1), strict=True):
             elements = f.cell.shape[2]
             size = part.shape[1] - (0 if f.mask is None else f.mask.shape[2])
-            values = part[:, :size].reshape(len(part), -1, elements).transpose(1, 2)
             count = counts[:, None] if f.mask is None else part[:, size:]
-            values = torch.cat([values, count.expand(-1, elements).unsqueeze(-1)], -1)
+            by_feature = part[:, :size].reshape(len(part), -1, elements)
+            values = torch.cat([by_feature, count.expand(-1, elements).unsqueeze(1)], 1).transpose(1, 2)
             cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
             stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
-        for f in self.constant:
-            add_stats(f, counts.unsqueeze(0), stats[id(f.book)], slice(None), args[id(f.book)])
+        for f, (linear, _) in zip(self.constant, self.designs, strict=True):
+            values = counts[:, None, None] * linear
+            cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
+            stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
+
+
+def _with_base(factor: TensorFactor) -> tuple[Tensor, Tensor]:
+    """A constant factor's design, and what its data's dependence on the state adds, shape (K, 1)."""
+    linear = design(factor)
+    zero = torch.zeros(1, linear.shape[-1], dtype=torch.float64)
+    states = torch.zeros(factor.num_states, 1, dtype=torch.float64)
+    if factor.x.shape[1] == 1:
+        return linear, states
+    zeros = zero.expand(factor.book.size, -1)
+    return linear, states + table(factor, zeros, slice(None), {}).T
 
 
 def _width(factor: TensorFactor) -> int:
-    """Rows of a dense factor's features."""
-    family, event = factor.book.family, factor.x.shape[3:]
-    probe = family.features(torch.zeros(*event, 1, dtype=torch.float64))
+    """Columns of a dense factor's features."""
     masks = 0 if factor.mask is None else factor.mask.shape[2]
-    return len(probe) * factor.x.shape[2] + masks
+    return num_features(factor) * factor.x.shape[2] + masks

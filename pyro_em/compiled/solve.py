@@ -44,6 +44,8 @@ class Guard:
         narrow = too_narrow(book, block.argument, values, self.dtype)
         if narrow is None:
             return values
+        if not self.floor and not bool(narrow.any()):
+            return values
         counts = cells.pool(cells.stats[:, -1])
         spoken_of = (counts > 0) & block.free
         if self.floor:
@@ -60,10 +62,16 @@ class Guard:
 
 def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
     """Maximise over each argument given the others, in place, until nothing moves."""
-    for sweep in range(SWEEPS if _is_coupled(book, blocks) else 1):
-        before = dict(values)
+    if not _is_coupled(book, blocks):
         for block in blocks:
             values[block.argument] = _conditional(book, block, stats, values, guard)
+        return
+    for sweep in range(SWEEPS):
+        before = dict(values)
+        for block in blocks:
+            values[block.argument] = _kept(
+                block, _conditional(book, block, stats, values, guard), before[block.argument]
+            )
         if sweep and all(_close(values[n], before[n]) for n in values):
             return
 
@@ -108,7 +116,7 @@ def _is_coupled(book: Book, blocks: Sequence[Block]) -> bool:
 
 
 def _conditional(book: Book, block: Block, stats: Tensor, values: Mapping[str, Tensor], guard: Guard) -> Tensor:
-    """The argument's values that maximise Q given the others; where nothing speaks of one, or it stays, as it was."""
+    """The argument's values that maximise Q given the others; what no datum speaks of may be NaN."""
     old, name = values[block.argument], block.argument
     cells = book.cells(name, stats, values, block.pseudo)
     if name == book.location and book.shift is not None and block.pseudo is not None:
@@ -117,8 +125,7 @@ def _conditional(book: Book, block: Block, stats: Tensor, values: Mapping[str, T
     if found is None:
         start = {name: _relative(book, name, old, -1)}
         found = newton(book.family, (name,), stats, cells.args, cells.group, cells.size, start)[name]
-    found = guard.checked(book, block, _relative(book, name, found, 1), cells)
-    return _kept(block, found, old)
+    return guard.checked(book, block, _relative(book, name, found, 1), cells)
 
 
 def _kept(block: Block, found: Tensor, old: Tensor) -> Tensor:

@@ -45,14 +45,16 @@ class MultivariateNormal:
         return value
 
     def features(self, x: Tensor) -> Tensor:
-        D = self.size
-        out = x.new_empty(D + D * (D + 1) // 2, *x.shape[1:])
-        out[:D] = x
-        at = D
-        for i in range(D):
-            torch.mul(x[i], x[i:], out=out[at : at + D - i])
-            at += D - i
+        out = x.new_empty(self.size + self.size * (self.size + 1) // 2, *x.shape[1:])
+        self.fill(x, out)
         return out
+
+    def fill(self, x: Tensor, out: Tensor) -> None:
+        out[: self.size] = x
+        at = self.size
+        for i in range(self.size):
+            torch.mul(x[i], x[i:], out=out[at : at + self.size - i])
+            at += self.size - i
 
     def base_measure(self, x: Tensor) -> Tensor:
         return x.new_full((), -0.5 * self.size * math.log(2 * math.pi)).expand(x.shape[1:])
