@@ -160,13 +160,21 @@ class ParamSpace:
         found = {n: Leaf(n, u, constraint_of.get(n, constraints.real)) for n, u in store.named_parameters()}
         return {**found, **self._latents}
 
+    def distinct(self) -> dict[str, Leaf]:
+        """Every parameter once: where a module holds one tensor under several names, under the first."""
+        found: dict[int, tuple[str, Leaf]] = {}
+        for name, leaf in self.leaves().items():
+            found.setdefault(id(leaf.unconstrained), (name, leaf))
+        return dict(found.values())
+
     def free(self, fixed: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """The unconstrained leaves an optimiser may move: all but the ``fixed`` ones."""
+        """The unconstrained leaves an optimiser may move: all but the ``fixed`` ones, each tensor once."""
         leaves = self.leaves()
         unknown = [name for name in fixed if name not in leaves]
         if unknown:
             raise StartError(f"fixed={unknown} names no parameter of the model, which has {sorted(leaves)}.")
-        return {name: leaf.unconstrained for name, leaf in leaves.items() if name not in fixed}
+        held = {id(leaves[name].unconstrained) for name in fixed}
+        return {n: leaf.unconstrained for n, leaf in self.distinct().items() if id(leaf.unconstrained) not in held}
 
     def assign(self, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Write constrained values; all are checked before any is written.

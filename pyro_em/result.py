@@ -20,6 +20,8 @@ from pyro_em.strategy import Inference, ObjectiveKind
 
 __all__ = ["FitResult"]
 
+EXPLAINED = ("parameter", "site", "argument", "family", "verdict", "link", "owner", "reason")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
@@ -56,6 +58,17 @@ class FitResult:
     def converged(self) -> bool:
         """Whether the strategy's stopping rule was met; never true for a cap or a non-finite value."""
         return self.status.converged
+
+    def explain(self) -> pd.DataFrame:
+        """Who maximised which parameter, and how it reaches the model's distributions.
+
+        Returns:
+            One row for each parameter and distribution argument, with columns ``parameter``, ``site``, ``argument``,
+            ``family``, ``verdict`` (selection, linked, affine or opaque), ``link``, ``owner`` (closed form, newton,
+            least squares, statistics: numerically over the same expected statistics; gradient: through runs of the
+            model; fixed) and ``reason``, why it has no closed form.
+        """
+        return pd.DataFrame(self._checked_inference.explain(), columns=list(EXPLAINED))
 
     @contextmanager
     def use(self) -> Iterator[FitResult]:

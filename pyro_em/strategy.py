@@ -71,6 +71,10 @@ class Inference(Protocol):
         """Draws of what the fit knows of latents that all data share, for arguments that hold no observation."""
         ...
 
+    def explain(self) -> list[dict[str, str]]:
+        """For each parameter and argument it reaches, who moves it and why: the rows of ``FitResult.explain``."""
+        ...
+
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Sample every latent by ``pyro.sample``, as a guide does."""
         ...

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_em.compiled.factor import TensorFactor
 
-__all__ = ["Desk", "num_features"]
+__all__ = ["Desk"]
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Desk:
         x = x.permute([*range(2, x.dim()), 0, 1])
         n, elements = x.shape[-2:]
         if hasattr(family, "fill"):
-            flat = self._space(factor, "features", (n, num_features(factor), elements))
+            flat = self._space(factor, "features", (n, factor.num_features, elements))
             family.fill(x, flat.transpose(0, 1))
         else:
             flat = family.features(x).transpose(0, 1)
@@ -55,8 +55,3 @@ class Desk:
         if held is None or held.numel() < size:
             held = self._room[id(factor), use] = torch.empty(size, dtype=self.dtype)
         return held[:size].reshape(shape)
-
-
-def num_features(factor: TensorFactor) -> int:
-    """Number of sufficient statistics S of one element."""
-    return len(factor.book.family.features(torch.zeros([*factor.x.shape[3:], 1], dtype=torch.float64)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.factor import TensorFactor
 
 __all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "design", "features", "table"]
@@ -67,7 +68,7 @@ def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice,
     stats.index_add_(0, cell, values.reshape(len(values), -1).T)
 
 
-def base_measure(factor: TensorFactor, row_weights: Tensor | None) -> float:
+def base_measure(factor: TensorFactor | ElementFactor, row_weights: Tensor | None) -> float:
     """The part of the log evidence that no parameter touches, in nats.
 
     Where the data depend on the state it belongs to the table instead.
@@ -78,9 +79,10 @@ def base_measure(factor: TensorFactor, row_weights: Tensor | None) -> float:
     step = max(1, 2**20 // max(1, factor.x[0].numel()))
     for start in range(0, factor.num_rows, step):
         rows = slice(start, min(start + step, factor.num_rows))
-        value = _base(factor, rows)
+        value = factor.base_measure(rows) if isinstance(factor, ElementFactor) else _base(factor, rows)
         if factor.mask is not None:
-            value = torch.where(factor.part(factor.mask, rows), value, 0.0)
+            mask = factor.mask if factor.mask.shape[0] == 1 else factor.mask[rows]
+            value = torch.where(mask, value, 0.0)
         by_row = value.sum(-1)[:, 0].expand(rows.stop - rows.start)
         total += float(by_row.sum() if row_weights is None else (by_row * row_weights[rows]).sum())
     return total

@@ -7,7 +7,9 @@ states is then features times coefficients, and expected statistics are the tran
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -17,7 +19,7 @@ from pyro_em.compiled.cells import Book
 from pyro_em.graph import Plate, Variable
 from pyro_em.probing import SiteParts
 
-__all__ = ["TensorFactor", "tensor_factor"]
+__all__ = ["TensorFactor", "active_rows", "element_shape", "grouped", "tensor_factor"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class TensorFactor:
         """Number of joint states K."""
         return prod(v.size for v in self.scope)
 
+    @cached_property
+    def num_features(self) -> int:
+        """Number of sufficient statistics S of one element."""
+        return len(self.book.family.features(torch.zeros([*self.x.shape[3:], 1], dtype=torch.float64)))
+
+    @cached_property
+    def width(self) -> int:
+        """Columns of a dense factor's features, with its mask behind."""
+        return self.num_features * self.x.shape[2] + (0 if self.mask is None else self.mask.shape[2])
+
     @property
     def is_dense(self) -> bool:
         """Whether a table is one matrix product: data vary over rows only, and cells over states only."""
@@ -94,7 +106,7 @@ def tensor_factor(parts: SiteParts, book: Book) -> TensorFactor:
     family = book.family
     origin = book.origins.get(parts.name)
     cell = book.maps[parts.name]
-    elements = _element_shape(parts, cell)
+    elements = element_shape(parts, [cell])
     if origin is not None:
         origin = origin.expand([*elements[len(elements) - parts.events :], *origin.shape[parts.events :]])
         inner = elements[: len(elements) - parts.events]
@@ -105,11 +117,11 @@ def tensor_factor(parts: SiteParts, book: Book) -> TensorFactor:
         book=book,
         plates=plates,
         scope=parts.scope,
-        x=_grouped(parts, parts.data, family.rank, plates, elements),
-        cell=_grouped(parts, cell, 0, plates, elements),
-        mask=None if mask is None else _grouped(parts, mask, 0, plates, elements),
+        x=grouped(parts, parts.data, family.rank, plates, elements),
+        cell=grouped(parts, cell, 0, plates, elements),
+        mask=None if mask is None else grouped(parts, mask, 0, plates, elements),
         origin=origin,
-        active=_active(parts, plates),
+        active=active_rows(parts, plates),
         own=parts.own is not None,
     )
 
@@ -118,16 +130,16 @@ def _inner(parts: SiteParts, plates: tuple[Plate, ...]) -> list[int]:
     return [i for i, p in enumerate(parts.plates) if p not in plates]
 
 
-def _element_shape(parts: SiteParts, cell: Tensor) -> tuple[int, ...]:
-    """Sizes of inner plates and event axes."""
+def element_shape(parts: SiteParts, others: Sequence[Tensor]) -> tuple[int, ...]:
+    """Sizes of inner plates and event axes, over the data and whatever else has those axes."""
     own = {p for v in parts.scope for p in v.plates}
     inner = tuple(p.size for p in parts.plates if p not in own)
     start = len(parts.dims)
-    events = tuple(max(parts.data.shape[start + i], cell.shape[start + i]) for i in range(parts.events))
+    events = tuple(max(t.shape[start + i] for t in (parts.data, *others)) for i in range(parts.events))
     return inner + events
 
 
-def _grouped(
+def grouped(
     parts: SiteParts, tensor: Tensor, rank: int, plates: tuple[Plate, ...], elements: tuple[int, ...]
 ) -> Tensor:
     """From (*plates, *scope, *events, *block) to (rows, states, elements, *block), rows and states one where alike."""
@@ -145,7 +157,7 @@ def _grouped(
     return tensor.reshape(prod(full_rows), prod(full_states), prod(elements), *sizes[c:])
 
 
-def _active(parts: SiteParts, plates: tuple[Plate, ...]) -> Tensor | None:
+def active_rows(parts: SiteParts, plates: tuple[Plate, ...]) -> Tensor | None:
     """Over rows: whether any element of the observation counts."""
     if parts.mask is None:
         return None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.evaluate import ALL, add_stats, table
-from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.evaluate import ALL
+from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.graph import Factor, FactorGraph, clique_posteriors, informed_weights
 
-__all__ = ["General"]
+__all__ = ["General", "connected"]
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,17 @@ class General:
         scale: of the whole.
     """
 
-    factors: tuple[TensorFactor, ...]
+    factors: tuple[AnyFactor, ...]
     plate_weights: Mapping[str, Tensor]
     scale: float
 
-    def expect(
-        self, coefficients: dict[int, Tensor], args: dict[int, dict[str, Tensor]], stats: dict[int, Tensor]
-    ) -> tuple[float, float]:
-        """Add expected statistics to ``stats``; the log evidence without base measures, and its spread."""
-        tables = [table(f, coefficients[id(f.book)], ALL, args[id(f.book)]) for f in self.factors]
-        graph = self.graph(tables)
+    def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
+        """Add expected statistics to the tally; the log evidence without base measures, and its spread."""
+        graph = self.graph([point.table(f, ALL) for f in self.factors])
         cliques = clique_posteriors(graph)
         weights = informed_weights(graph, cliques.weights)
         for f, w in zip(self.factors, weights, strict=True):
-            full = w.expand(self._shape(f)).reshape(f.num_rows, f.num_states)
-            add_stats(f, full, stats[id(f.book)], ALL, args[id(f.book)])
+            tally.add(f, w.expand(self._shape(f)).reshape(f.num_rows, f.num_states), ALL)
         return cliques.log_evidence, cliques.spread
 
     def graph(self, tables: Sequence[Tensor]) -> FactorGraph:
@@ -53,13 +49,13 @@ class General:
         variables = {v.name: v for f in self.factors for v in f.scope}
         return FactorGraph(tuple(factors), {}, variables, {}, self.plate_weights)
 
-    def _shape(self, factor: TensorFactor) -> list[int]:
+    def _shape(self, factor: AnyFactor) -> list[int]:
         return [*(p.size for p in factor.plates), *(v.size for v in factor.scope)]
 
 
-def connected(factors: Sequence[TensorFactor]) -> list[list[TensorFactor]]:
+def connected(factors: Sequence[AnyFactor]) -> list[list[AnyFactor]]:
     """Factors grouped by the latents they share, in the model's order."""
-    groups: list[tuple[set[str], list[TensorFactor]]] = []
+    groups: list[tuple[set[str], list[AnyFactor]]] = []
     for factor in factors:
         names = {v.name for v in factor.scope}
         meeting = [g for g in groups if g[0] & names]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book
-from pyro_em.compiled.numeric import climb
+from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
 from pyro_em.compiled.priors import Prior
+from pyro_em.compiled.regression import Regressions
 from pyro_em.compiled.solve import Guard, is_closed, solve_in_turn, solve_jointly
 from pyro_em.probing import LINKS, Coordinates
 
@@ -31,6 +32,7 @@ class Maximiser:
         priors: those that count.
         ownership: who owns what.
         guard: what to do about components that collapse.
+        regressions: for sites by element; ``None`` without any.
     """
 
     books: tuple[Book, ...]
@@ -38,20 +40,29 @@ class Maximiser:
     priors: Mapping[str, Prior]
     ownership: Ownership
     guard: Guard
+    regressions: Regressions | None = None
 
-    def maximise(self, theta: Tensor, stats: tuple[Tensor, ...]) -> Tensor:
+    def maximise(self, theta: Tensor, stats: tuple[Tensor, ...], weights: Mapping[str, Tensor]) -> Tensor:
         """theta with every owned parameter at the maximum of Q given the rest.
+
+        Args:
+            stats: expected features and counts of each book's cells.
+            weights: posteriors of the states of sites by element.
 
         Raises:
             DegenerateError: a component collapsed, under a guard that does not floor.
         """
+        if self.regressions is not None:
+            theta = self.regressions.maximise(theta, weights)
         for _ in range(ROUNDS):
             before = theta
             theta = self._solve(theta, stats)
             if not self.ownership.numeric:
                 return theta
             free = self.ownership.numeric
-            theta = climb(self.books, self.coordinates, self.priors, stats, theta, free)
+            priors = {n: p for n, p in self.priors.items() if n in free}
+            q = partial(expected, self.books, self.coordinates, priors, stats)
+            theta = climb(q, self.coordinates, theta, free)
             if not self.ownership.blocks or _close(theta, before):
                 break
         return theta

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.desk import Desk, num_features
-from pyro_em.compiled.evaluate import add_stats, dense, design, table
+from pyro_em.compiled.desk import Desk
+from pyro_em.compiled.evaluate import dense, design, table
 from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.point import AnyFactor, Point, Tally
 
 __all__ = ["Mixture", "MixtureTotals"]
 
@@ -47,7 +48,7 @@ class Mixture:
 
     flat: tuple[TensorFactor, ...]
     constant: tuple[TensorFactor, ...]
-    general: tuple[TensorFactor, ...]
+    general: tuple[AnyFactor, ...]
     weights: Tensor | None
     scale: float
     dtype: torch.dtype
@@ -57,15 +58,16 @@ class Mixture:
     designs: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, factors: Sequence[TensorFactor], weights: Tensor | None, scale: float) -> Mixture:
+    def of(cls, factors: Sequence[AnyFactor], weights: Tensor | None, scale: float) -> Mixture:
         """Sort the factors, and keep their features where there is room."""
-        flat = tuple(f for f in factors if f.is_dense)
-        constant = tuple(f for f in factors if not f.is_dense and f.is_constant and not f.is_augmented)
+        cellular = [f for f in factors if isinstance(f, TensorFactor)]
+        flat = tuple(f for f in cellular if f.is_dense)
+        constant = tuple(f for f in cellular if not f.is_dense and f.is_constant and not f.is_augmented)
         general = tuple(f for f in factors if f not in flat and f not in constant)
         single = bool(flat) and all(f.x.dtype == torch.float32 for f in flat)
         dtype = torch.float32 if single else torch.float64
         num_rows = factors[0].num_rows
-        width = sum(_width(f) for f in flat) + max((f.num_states * f.x[0].numel() for f in general), default=0)
+        width = sum(f.width for f in flat) + max((f.num_states * f.x[0].numel() for f in general), default=0)
         step = max(512, min(16384, BLOCK // max(width, factors[0].num_states, 1)))
         blocks = tuple(slice(a, min(a + step, num_rows)) for a in range(0, num_rows, step))
         designs = tuple(_with_base(f) for f in constant)
@@ -74,12 +76,10 @@ class Mixture:
             return self
         return replace(self, kept=tuple(self._features(rows, Desk(dtype)) for rows in blocks))
 
-    def expect(
-        self, coefficients: dict[int, Tensor], args: dict[int, dict[str, Tensor]], stats: dict[int, Tensor]
-    ) -> MixtureTotals:
-        """One pass: add expected statistics to ``stats`` and return the totals. All are keyed by ``id`` of the book."""
-        states = (self.flat + self.constant + self.general)[0].num_states
-        matrix, offset = self._coefficients(coefficients, args, states)
+    def expect(self, point: Point, tally: Tally) -> MixtureTotals:
+        """One pass: add expected statistics to the tally and return the totals."""
+        states = (*self.flat, *self.constant, *self.general)[0].num_states
+        matrix, offset = self._coefficients(point, states)
         sums = torch.zeros_like(matrix, dtype=torch.float64)
         counts = torch.zeros(states, dtype=torch.float64)
         evidence = squares = 0.0
@@ -89,7 +89,7 @@ class Mixture:
             block = self.kept[i] if self.kept else self._features(rows, desk)
             logs = torch.addmm(offset, matrix, block.T) if self.flat else offset.repeat(1, rows.stop - rows.start)
             for f in self.general:
-                logs += table(f, coefficients[id(f.book)], rows, args[id(f.book)]).T.to(self.dtype)
+                logs += point.table(f, rows).T.to(self.dtype)
             top = logs.amax(0)
             posterior = logs.sub_(top)
             posterior = (posterior.clamp_min_(UNDERFLOW) if clamp else posterior).exp_()
@@ -106,11 +106,10 @@ class Mixture:
                 sums += posterior @ block
             counts += posterior.sum(1)
             for f in self.general:
-                weights = posterior.T.to(torch.float64) * self.scale
-                add_stats(f, weights, stats[id(f.book)], rows, args[id(f.book)])
+                tally.add(f, posterior.T.to(torch.float64) * self.scale, rows)
         if self.scale != 1.0:
             sums, counts = sums * self.scale, counts * self.scale
-        self._collect(sums, counts, stats)
+        self._collect(sums, counts, tally.stats)
         return MixtureTotals(evidence * self.scale, squares)
 
     def _features(self, rows: slice, desk: Desk) -> Tensor:
@@ -118,14 +117,12 @@ class Mixture:
         parts = [desk.features(f, rows) for f in self.flat]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(0, 0)
 
-    def _coefficients(
-        self, coefficients: dict[int, Tensor], args: dict[int, dict[str, Tensor]], states: int
-    ) -> tuple[Tensor, Tensor]:
+    def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
         offset = torch.zeros(states, 1, dtype=torch.float64)
         for f, (linear, base) in zip(self.constant, self.designs, strict=True):
-            own = coefficients[id(f.book)][f.cell[0]]
+            own = point.coefficients[id(f.book)][f.cell[0]]
             offset = offset + (own * linear).sum((1, 2)).unsqueeze(1) + base
-        parts = [dense(f, coefficients[id(f.book)]) for f in self.flat]
+        parts = [dense(f, point.coefficients[id(f.book)]) for f in self.flat]
         for part in parts:
             offset = offset + part.constant
         matrix = torch.cat([p.matrix for p in parts], 1) if parts else torch.zeros(states, 0)
@@ -133,7 +130,7 @@ class Mixture:
 
     def _collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand the sums of all blocks to the cells they belong to."""
-        for f, part in zip(self.flat, sums.split([_width(f) for f in self.flat], 1), strict=True):
+        for f, part in zip(self.flat, sums.split([f.width for f in self.flat], 1), strict=True):
             elements = f.cell.shape[2]
             size = part.shape[1] - (0 if f.mask is None else f.mask.shape[2])
             count = counts[:, None] if f.mask is None else part[:, size:]
@@ -156,9 +153,3 @@ def _with_base(factor: TensorFactor) -> tuple[Tensor, Tensor]:
         return linear, states
     zeros = zero.expand(factor.book.size, -1)
     return linear, states + table(factor, zeros, slice(None), {}).T
-
-
-def _width(factor: TensorFactor) -> int:
-    """Columns of a dense factor's features."""
-    masks = 0 if factor.mask is None else factor.mask.shape[2]
-    return num_features(factor) * factor.x.shape[2] + masks

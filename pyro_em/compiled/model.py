@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book, books_of
+from pyro_em.compiled.elements import element_factor
 from pyro_em.compiled.evaluate import base_measure
-from pyro_em.compiled.factor import TensorFactor, tensor_factor
+from pyro_em.compiled.factor import tensor_factor
 from pyro_em.compiled.general import General, connected
 from pyro_em.compiled.mixture import Mixture
 from pyro_em.compiled.origin import with_origin
+from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
 
 __all__ = ["Expectation", "TensorModel", "tensor_model"]
@@ -27,22 +29,25 @@ class Expectation:
         log_evidence: log p(x), nats.
         spread: root of the sum of squares of its terms.
         stats: for each book, expected features and counts, shape (C, S + 1).
+        weights: for each element factor, posteriors of its states, shape (n, K).
     """
 
     log_evidence: float
     spread: float
     stats: tuple[Tensor, ...]
+    weights: dict[str, Tensor]
 
     def __add__(self, other: Expectation) -> Expectation:
         """Of two sets of data together."""
         stats = tuple(a + b for a, b in zip(self.stats, other.stats, strict=True))
         spread = (self.spread**2 + other.spread**2) ** 0.5
-        return Expectation(self.log_evidence + other.log_evidence, spread, stats)
+        weights = {n: torch.cat([w, other.weights[n]]) for n, w in self.weights.items()}
+        return Expectation(self.log_evidence + other.log_evidence, spread, stats, weights)
 
 
 @dataclass(frozen=True)
 class TensorModel:
-    """A model whose every argument is a selection of parameters.
+    """A model whose every argument is a selection of parameters, or affine in them.
 
     Attributes:
         coordinates: what theta's elements are.
@@ -54,7 +59,7 @@ class TensorModel:
 
     coordinates: Coordinates
     books: tuple[Book, ...]
-    factors: tuple[TensorFactor, ...]
+    factors: tuple[AnyFactor, ...]
     mixtures: tuple[Mixture, ...]
     generals: tuple[General, ...]
     base: float
@@ -67,19 +72,22 @@ class TensorModel:
 
     def expect(self, theta: Tensor) -> Expectation:
         """The E-step at theta."""
-        values = [book.values(self.coordinates, theta) for book in self.books]
-        coefficients = {id(b): b.coefficients(v) for b, v in zip(self.books, values, strict=True)}
-        args = {id(b): b.spread(v) for b, v in zip(self.books, values, strict=True)}
-        stats = {key: torch.zeros_like(c) for key, c in coefficients.items()}
+        point = Point.at(theta, self.books, self.coordinates)
+        tally = Tally.of(point)
         evidence, squares = self.base, 0.0
         for mixture in self.mixtures:
-            totals = mixture.expect(coefficients, args, stats)
+            totals = mixture.expect(point, tally)
             evidence, squares = evidence + totals.log_evidence, squares + totals.squares
         for general in self.generals:
-            value, spread = general.expect(coefficients, args, stats)
+            value, spread = general.expect(point, tally)
             evidence, squares = evidence + value, squares + spread**2
         evidence = evidence if evidence > -1e29 else -torch.inf
-        return Expectation(evidence, squares**0.5, tuple(stats[id(b)] for b in self.books))
+        return self.expectation(tally, evidence, squares**0.5)
+
+    def expectation(self, tally: Tally, log_evidence: float, spread: float) -> Expectation:
+        """The tally of an E-step that is complete."""
+        weights = {name: torch.cat(parts) for name, parts in tally.weights.items()}
+        return Expectation(log_evidence, spread, tuple(tally.stats[id(b)] for b in self.books), weights)
 
 
 def tensor_model(
@@ -87,29 +95,24 @@ def tensor_model(
     coordinates: Coordinates,
     scales: Mapping[str, float],
     plate_weights: Mapping[str, Tensor],
+    by_element: Collection[str] = (),
 ) -> TensorModel:
-    """Compile sites that are all selections.
+    """Compile probed sites.
 
     Args:
         sites: without the priors of point-estimated latents.
+        by_element: those with an affine argument, or that share parameters with one.
         scales: ``poutine.scale`` by site.
         plate_weights: weights of the data by plate.
     """
-    parts = {s.name: s.parts for s in sites if isinstance(s.parts, SiteParts)}
-    books = [with_origin(book, parts) for book in books_of(sites, coordinates)]
+    cellular = [s for s in sites if s.name not in by_element]
+    parts = {s.name: s.parts for s in cellular if isinstance(s.parts, SiteParts)}
+    books = [with_origin(book, parts) for book in books_of(cellular, coordinates)]
     book_of = {name: book for book in books for name in book.maps}
-    factors = [tensor_factor(parts[s.name], book_of[s.name]) for s in sites]
-    return assemble(factors, books, coordinates, scales, plate_weights)
-
-
-def assemble(
-    factors: Sequence[TensorFactor],
-    books: Sequence[Book],
-    coordinates: Coordinates,
-    scales: Mapping[str, float],
-    plate_weights: Mapping[str, Tensor],
-) -> TensorModel:
-    """Choose how each connected part is summed out."""
+    factors: list[AnyFactor] = [
+        tensor_factor(parts[s.name], book_of[s.name]) if s.name in parts else element_factor(s, coordinates)
+        for s in sites
+    ]
     mixtures, generals, base = [], [], 0.0
     for group in connected(factors):
         scale = scales[group[0].name]
@@ -125,13 +128,13 @@ def assemble(
     return TensorModel(coordinates, tuple(books), tuple(factors), tuple(mixtures), tuple(generals), base)
 
 
-def _is_mixture(group: Sequence[TensorFactor]) -> bool:
+def _is_mixture(group: Sequence[AnyFactor]) -> bool:
     first = group[0]
     alike = all(f.scope == first.scope and f.plates == first.plates for f in group)
     return alike and len(first.scope) == 1 and len(first.plates) > 0
 
 
-def _row_weights(factor: TensorFactor, plate_weights: Mapping[str, Tensor]) -> Tensor | None:
+def _row_weights(factor: AnyFactor, plate_weights: Mapping[str, Tensor]) -> Tensor | None:
     """The product of its plates' weights for each row."""
     found = [(i, plate_weights[p.name]) for i, p in enumerate(factor.plates) if p.name in plate_weights]
     if not found:
@@ -142,7 +145,7 @@ def _row_weights(factor: TensorFactor, plate_weights: Mapping[str, Tensor]) -> T
     return total.reshape(-1)
 
 
-def _informed(group: Sequence[TensorFactor]) -> Tensor | None:
+def _informed(group: Sequence[AnyFactor]) -> Tensor | None:
     """One for rows with an observation that counts, zero for others; ``None`` where all have one."""
     seen = [f for f in group if not f.own]
     if not seen:

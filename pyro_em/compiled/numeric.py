@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -32,25 +32,17 @@ def expected(
     return total
 
 
-def climb(
-    books: tuple[Book, ...],
-    coordinates: Coordinates,
-    priors: Mapping[str, Prior],
-    stats: tuple[Tensor, ...],
-    theta: Tensor,
-    free: Collection[str],
-) -> Tensor:
-    """theta with the ``free`` parameters at a maximum of Q, by L-BFGS in unconstrained coordinates; theta itself where
-    nothing is gained.
+def climb(q: Callable[[Tensor], Tensor], coordinates: Coordinates, theta: Tensor, free: Collection[str]) -> Tensor:
+    """theta with the ``free`` parameters at a maximum of q(theta), by L-BFGS in unconstrained coordinates; theta itself
+    where nothing is gained.
     """
     values = coordinates.split(theta)
     maps = {n: transform_to(coordinates.constraints[n]) for n in free}
     points = {n: m.inv(values[n]).detach().clone().requires_grad_(True) for n, m in maps.items()}
 
-    def q() -> tuple[Tensor, Tensor]:
+    def here() -> Tensor:
         moved = {**values, **{n: maps[n](points[n]) for n in maps}}
-        at = torch.cat([moved[n].reshape(-1) for n in coordinates.shapes])
-        return expected(books, coordinates, priors, stats, at), at
+        return torch.cat([moved[n].reshape(-1) for n in coordinates.shapes])
 
     optimizer = torch.optim.LBFGS(
         list(points.values()), max_iter=200, history_size=20, tolerance_grad=1e-11, tolerance_change=1e-14,
@@ -60,13 +52,14 @@ def climb(
     def closure() -> float:
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = -q()[0]
+            loss = -q(here())
             loss.backward()
         return float(loss.detach())
 
     with torch.no_grad():
-        before = float(expected(books, coordinates, priors, stats, theta))
+        before = float(q(theta))
     optimizer.step(closure)
     with torch.no_grad():
-        after, at = q()
-    return at.detach() if math.isfinite(float(after)) and float(after) >= before else theta
+        at = here().detach()
+        after = float(q(at))
+    return at if math.isfinite(after) and after >= before else theta

@@ -7,18 +7,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_em.compiled import tensor_model
 from pyro_em.compiled.maximise import Maximiser
-from pyro_em.compiled.ownership import share_out
-from pyro_em.compiled.priors import Prior
+from pyro_em.compiled.plan import make_plan
+from pyro_em.compiled.report import Row, report, traced_report
 from pyro_em.compiled.solve import Guard
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import GradientMStep
+from pyro_em.em.mixed import MixedEngine
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
-from pyro_em.graph.build import site_scale
+from pyro_em.errors import ModelError
 from pyro_em.params import ParamSpace
-from pyro_em.probing import Selected, probe
+from pyro_em.probing import probe
 
 __all__ = ["Engine", "choose_engine"]
 
@@ -78,24 +78,28 @@ class Engine(Protocol):
 
 def choose_engine(
     prepared: Prepared, space: ParamSpace, m_step: GradientMStep | None, fixed: tuple[str, ...], priors: bool
-) -> tuple[Engine, Any]:
-    """The fastest engine that is exact for the model."""
+) -> tuple[Engine, list[Row]]:
+    """The fastest engine that is exact for the model, and a report of who owns which parameter."""
     space.free(fixed)
-    traced = TracedEngine(prepared, space, m_step or GradientMStep(), fixed, priors)
-    if m_step is not None or prepared.stochastic:
-        return traced, None
+
+    def traced(reason: str) -> tuple[Engine, list[Row]]:
+        engine = TracedEngine(prepared, space, m_step or GradientMStep(), fixed, priors)
+        return engine, traced_report(space.distinct(), fixed, reason)
+
+    if m_step is not None:
+        return traced("a gradient M-step was asked for")
+    if prepared.stochastic:
+        return traced("a plate draws a random part of its data in each iteration")
     program = prepared.inference.program
     try:
         probed = probe(program, space, *prepared.data, prepared.intervention)
-    except Exception as error:
-        return traced, str(error)
-    sites = [s for n, s in probed.sites.items() if n not in program.priors]
-    if any(isinstance(s.parts, str) or not all(isinstance(r, Selected) for r in s.routes.values()) for s in sites):
-        return traced, None
-    scales = {s.name: site_scale(s.name, probed.found.sites[s.name]) for s in sites}
-    prior = {n: Prior(n, probed.found.sites[n]) for n in program.priors}
-    model = tensor_model(sites, probed.coordinates, scales, {})
-    ownership = share_out(model.books, probed.coordinates, prior if priors else {}, fixed)
-    guard = Guard(probed.coordinates, False, model.dtype)
-    maximiser = Maximiser(model.books, probed.coordinates, prior if priors else {}, ownership, guard)
-    return TensorEngine(model, maximiser, space, fixed), ownership
+    except ModelError as error:
+        return traced(f"the model does not run at other parameters: {error}")
+    plan = make_plan(probed, {}, priors, fixed)
+    if plan.has_unknown_path:
+        return traced("parameters reach a density through no differentiable path, or at random")
+    guard = Guard(probed.coordinates, False, plan.model.dtype)
+    maximiser = Maximiser(plan.model.books, probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions)
+    if plan.is_complete:
+        return TensorEngine(plan.model, maximiser, space, fixed), report(plan)
+    return MixedEngine(prepared, space, plan, maximiser, priors), report(plan)

@@ -23,12 +23,16 @@ class ExactInference:
 
     program: Program
     space: ParamSpace
-    report: Any = None
+    report: tuple[dict[str, str], ...] = ()
 
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place."""
         intervention.given = self.space.latents()
         return self.program.graph(args, kwargs, intervention)
+
+    def explain(self) -> list[dict[str, str]]:
+        """Who owns which parameter."""
+        return list(self.report)
 
     def latents(self) -> dict[str, Tensor]:
         """Values of the point-estimated latents."""

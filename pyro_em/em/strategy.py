@@ -111,7 +111,7 @@ class EM:
             status=Status.RUNNING,
             expectation=engine.expect(),
             engine=engine,
-            inference=replace(prepared.inference, report=report),
+            inference=replace(prepared.inference, report=tuple(report)),
             stochastic=prepared.stochastic,
         )
         if not torch.isfinite(torch.tensor(state.objective)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,9 +60,9 @@ class TensorEngine:
         """Whether there is a parameter to move."""
         return bool(self._free)
 
-    @property
+    @cached_property
     def _free(self) -> list[str]:
-        return [name for name in self.model.coordinates.shapes if name not in self.fixed]
+        return list(self.space.free(self.fixed))
 
     def point(self) -> Tensor:
         """The parameters, for :meth:`move`."""
@@ -90,7 +91,7 @@ class TensorEngine:
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
         with torch.no_grad():
-            theta = self.maximiser.maximise(self.theta, expectation.model.stats)
+            theta = self.maximiser.maximise(self.theta, expectation.model.stats, expectation.model.weights)
         self.theta = torch.where(self._single, theta.to(torch.float32).to(torch.float64), theta)
         return True
 
@@ -134,6 +135,8 @@ class TensorEngine:
             theta = self._theta_at(point)
             found = self.model.expect(theta.detach())
             q = expected(self.maximiser.books, self.model.coordinates, {}, found.stats, theta)
+            if self.maximiser.regressions is not None:
+                q = q + self.maximiser.regressions.expected(theta, found.weights)
             prior = self._log_prior(theta) if self.counts_priors else torch.zeros((), dtype=torch.float64)
             return found.log_evidence + (q - q.detach()) + prior
 
@@ -141,7 +144,7 @@ class TensorEngine:
         parts, values, at = [], self.model.coordinates.split(self.theta), 0
         for name, constraint in self.model.coordinates.constraints.items():
             value = values[name]
-            if name not in self.fixed:
+            if name in self._free:
                 shape = transform_to(constraint).inverse_shape(value.shape)
                 size = torch.Size(shape).numel()
                 value = transform_to(constraint)(vector[at : at + size].reshape(shape))

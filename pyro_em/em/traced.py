@@ -25,12 +25,13 @@ __all__ = ["TracedEngine", "TracedExpectation"]
 
 @dataclass(frozen=True)
 class TracedExpectation:
-    """An E-step: the objective, and the posterior over all cliques."""
+    """An E-step: the objective, and the posterior over the clique of each site in ``names``."""
 
     objective: float
     log_evidence: float | None
     spread: float
     cliques: Cliques
+    names: tuple[str, ...]
 
 
 class TracedEngine:
@@ -97,7 +98,8 @@ class TracedEngine:
         cliques = replace(cliques, weights=informed_weights(graph, cliques.weights))
         prior = float(graph.log_prior()) if self.counts_priors else 0.0
         evidence = None if self.prepared.stochastic else cliques.log_evidence
-        return TracedExpectation(cliques.log_evidence + prior, evidence, cliques.spread, cliques)
+        names = tuple(f.name for f in graph.factors)
+        return TracedExpectation(cliques.log_evidence + prior, evidence, cliques.spread, cliques, names)
 
     def maximise(self, expectation: TracedExpectation) -> bool:
         """Raise Q in place; whether that was possible. A subsample, if any, is drawn anew afterwards."""

@@ -1,32 +1,127 @@
-"""Arguments that are affine in the parameters, for each of a few links: the design matrix, confirmed elsewhere."""
+"""Arguments that are affine in the parameters, behind a link: the design matrix, confirmed at other parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_em.families import Argument
 from pyro_em.probing.coordinates import Coordinates
 from pyro_em.probing.routes import Affine
 
-__all__ = ["affine"]
+__all__ = ["PREDICTORS", "affine"]
 
 MAX_COLUMNS = 256
-MAX_DESIGN = 2**26
+MAX_DESIGN = 2**25
+
+Map = Callable[[Tensor], Tensor]
+
+
+def _contrasts(probs: Tensor) -> Tensor:
+    """Log-odds against the last category, which a shift of all logits leaves alone."""
+    logs = probs.log()
+    return logs - logs[..., -1:]
+
+
+# By link: from the argument to its predictor, and back.
+PREDICTORS: dict[str, tuple[Map, Map]] = {
+    "identity": (lambda a: a, lambda eta: eta),
+    "exp": (torch.log, torch.exp),
+    "sigmoid": (torch.logit, torch.sigmoid),
+    "softmax": (_contrasts, lambda eta: eta.softmax(-1)),
+}
 
 
 def affine(
     argument: Argument,
     draws: Sequence[Tensor],
+    logits: Sequence[Tensor | None],
     thetas: Sequence[Tensor],
-    leaves: dict[str, Tensor],
+    leaves: Mapping[str, Tensor],
     coordinates: Coordinates,
 ) -> Affine | None:
-    """offset + design @ theta[columns], mapped by a link, if the argument is that in all draws; else ``None``.
+    """The design behind an argument, if its predictor is affine in theta in all draws; else ``None``.
 
     Args:
-        draws: the argument at each theta; the first with the graph behind it, in float64 or float32.
-        leaves: the tensors that graph ends in.
+        argument: which one.
+        draws: its values, (*dims, *events, *block); the first with the graph behind it.
+        logits: where the program gave logits, these: probabilities near zero or one have lost them.
+        thetas: the parameters of each draw.
+        leaves: where the graph ends, all elements of theta.
     """
+    for link in _links(argument):
+        to_predictor = PREDICTORS[link][0]
+        predictors = [
+            _from_logits(link, b) if b is not None and link in ("sigmoid", "softmax") else to_predictor(a)
+            for a, b in zip(draws, logits, strict=True)
+        ]
+        found = _design(predictors, thetas, leaves, coordinates)
+        if found is not None:
+            columns, design, offset = found
+            return Affine(columns, design, offset, link)
     return None
+
+
+def _links(argument: Argument) -> tuple[str, ...]:
+    if argument.domain in (constraints.real, constraints.real_vector):
+        return ("identity",)
+    if argument.rank == 0:
+        return ("sigmoid", "identity") if argument.domain is constraints.unit_interval else ("exp", "identity")
+    return ("softmax", "identity") if argument.domain is constraints.simplex else ()
+
+
+def _from_logits(link: str, logits: Tensor) -> Tensor:
+    return logits - logits[..., -1:] if link == "softmax" else logits
+
+
+def _design(
+    predictors: Sequence[Tensor], thetas: Sequence[Tensor], leaves: Mapping[str, Tensor], coordinates: Coordinates
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    first = predictors[0]
+    if not first.requires_grad or not all(bool(torch.isfinite(p).all()) for p in predictors):
+        return None
+    jacobian = _jacobian(first, leaves, coordinates)
+    if jacobian is None:
+        return None
+    columns, design = jacobian
+    values = [p.detach().to(torch.float64) for p in predictors]
+    offset = values[0] - design @ thetas[0][columns]
+    tolerance = 1e-10 if first.dtype == torch.float64 else 1e-3
+    for value, theta in zip(values[1:], thetas[1:], strict=True):
+        expected = offset + design @ theta[columns]
+        if not torch.allclose(value, expected, rtol=tolerance, atol=tolerance * float(1 + value.abs().max())):
+            return None
+    return columns, design, offset
+
+
+def _jacobian(
+    predictor: Tensor, leaves: Mapping[str, Tensor], coordinates: Coordinates
+) -> tuple[Tensor, Tensor] | None:
+    """Columns of theta that matter, and derivatives in them, shape (*predictor, m): a vector-Jacobian product is
+    linear in its vector, so the derivative of that product gives one column after the other without another run.
+    """
+    vector = torch.ones_like(predictor, requires_grad=True)
+    names = list(leaves)
+    with torch.enable_grad():
+        back = torch.autograd.grad(predictor, list(leaves.values()), vector, create_graph=True, allow_unused=True)
+        starts = coordinates.starts()
+        columns: list[int] = []
+        found: list[Tensor] = []
+        for name, product in zip(names, back, strict=True):
+            if product is None:
+                continue
+            if len(columns) + product.numel() > MAX_COLUMNS or predictor.numel() * product.numel() > MAX_DESIGN:
+                return None
+            for i, entry in enumerate(product.reshape(-1)):
+                column = None
+                if entry.requires_grad:
+                    (column,) = torch.autograd.grad(entry, vector, retain_graph=True, allow_unused=True)
+                if column is not None and bool(column.any()):
+                    columns.append(starts[name] + i)
+                    found.append(column.detach().to(torch.float64))
+    if not columns:
+        return None
+    return torch.tensor(columns), torch.stack(found, -1)

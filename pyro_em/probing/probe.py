@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -14,16 +14,19 @@ from torch.distributions import constraints
 
 from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
-from pyro_em.graph.build import Structure, structure
+from pyro_em.graph.build import Structure, site_log_prob, structure
+from pyro_em.graph.trace import Site
 from pyro_em.params import ParamSpace
 from pyro_em.probing.affine import affine
 from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
-from pyro_em.probing.routes import Opaque, Route
+from pyro_em.probing.routes import Opaque, Route, Selected
 from pyro_em.probing.sites import SiteParts, as_independent, take_apart
 from pyro_em.probing.smooth import trail
 
 __all__ = ["Probed", "ProbedSite", "probe"]
+
+NOT_AFFINE = "through a non-affine function"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Probed:
 
     Attributes:
         coordinates: of the parameters.
-        sites: in the model's order; priors of point-estimated latents too.
+        sites: in the model's order, without the priors of point-estimated latents.
+        priors: by such latent, the parameters that its prior depends on.
         found: the structure of the trace at the parameters in place.
     """
 
     coordinates: Coordinates
     sites: dict[str, ProbedSite]
+    priors: dict[str, tuple[str, ...]]
     found: Structure
 
 
@@ -77,7 +82,7 @@ def probe(
     Raises:
         ModelError: the model does not run at other parameter values.
     """
-    leaves = space.leaves()
+    leaves = space.distinct()
     coordinates = Coordinates.of(leaves)
     start = space.snapshot()
     runs: list[_Run] = []
@@ -89,8 +94,12 @@ def probe(
     finally:
         space.restore(start)
     here = _run(program, space, coordinates, (args, kwargs), intervention, first=False)
-    sites = {name: _site(name, here, runs, coordinates) for name in here.found.sites}
-    return Probed(coordinates, sites, here.found)
+    sites = {n: _site(n, here, runs, coordinates) for n in here.found.sites if n not in program.priors}
+    if any(_is_unexplained(route) for site in sites.values() for route in site.routes.values()):
+        near = _near(program, space, coordinates, (args, kwargs), intervention)
+        sites = {n: _with_designs(site, near, coordinates) for n, site in sites.items()}
+    priors = {n: _prior(n, here, runs) for n in program.priors}
+    return Probed(coordinates, sites, priors, here.found)
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ def _run(
     intervention: Intervention,
     first: bool,
 ) -> _Run:
-    leaves, latents = space.leaves(), set(space.latents())
+    leaves, latents = space.distinct(), set(space.latents())
     plain = {n for n, leaf in leaves.items() if n not in latents and leaf.constraint is constraints.real}
     values = {
         n: leaf.unconstrained if n in plain else leaf.value().detach().requires_grad_(first)
@@ -123,8 +132,66 @@ def _run(
     with torch.set_grad_enabled(first), pyro.validation_enabled(False), substitute:
         trace = program.trace(*data, intervention)
         found = structure(trace, program.ignored)
-        parts = {name: take_apart(name, site, found) for name, site in found.sites.items()}
+        parts = {name: _apart(name, site, found) for name, site in found.sites.items() if name not in latents}
     return _Run(found, parts, theta, values)
+
+
+def _near(
+    program: Program, space: ParamSpace, coordinates: Coordinates, data: tuple[Any, Any], intervention: Intervention
+) -> list[_Run]:
+    """Runs at the parameters in place, and about as far from zero on this side and the other, where predictors stay
+    within range.
+    """
+    start = space.snapshot()
+    runs = [_run(program, space, coordinates, data, intervention, first=True)]
+    try:
+        for sign in (1.0, -1.0):
+            space.restore({n: sign * u + 0.3 * torch.randn_like(u) for n, u in start.items()})
+            runs.append(_run(program, space, coordinates, data, intervention, first=False))
+    finally:
+        space.restore(start)
+    return runs
+
+
+def _is_unexplained(route: Route) -> bool:
+    return isinstance(route, Opaque) and route.reason == NOT_AFFINE
+
+
+def _with_designs(site: ProbedSite, near: list[_Run], coordinates: Coordinates) -> ProbedSite:
+    """The site with affine routes where there are any."""
+    seen = [run.parts.get(site.name, "") for run in near]
+    known = as_independent([p for p in seen if isinstance(p, SiteParts)])
+    if not isinstance(site.parts, SiteParts) or len(known) < len(near):
+        return site
+    routes = dict(site.routes)
+    for a in site.parts.family.args:
+        if _is_unexplained(routes[a.name]) and all(a.name in p.arguments for p in known):
+            draws, logits = [p.arguments[a.name] for p in known], [p.logits for p in known]
+            if len({d.shape for d in draws}) == 1:
+                thetas = [run.theta for run in near]
+                found = affine(a, draws, logits, thetas, near[0].leaves, coordinates)
+                routes[a.name] = found or routes[a.name]
+    return replace(site, routes=routes)
+
+
+def _apart(name: str, site: Site, found: Structure) -> SiteParts | str:
+    """A site's parts, with arguments of their own: an argument may be a parameter itself, which is about to move."""
+    parts = take_apart(name, site, found)
+    if isinstance(parts, str):
+        return parts
+    logits = None if parts.logits is None else parts.logits.clone()
+    return replace(parts, arguments={n: a.clone() for n, a in parts.arguments.items()}, logits=logits)
+
+
+def _prior(name: str, here: _Run, runs: list[_Run]) -> tuple[str, ...]:
+    """The parameters that move the prior of a point-estimated latent: by gradients, or, where none flow, all."""
+    value = here.found.sites[name]["value"].detach()
+    with torch.enable_grad():
+        seen = [site_log_prob({**run.found.sites[name], "value": value}) for run in runs]
+    params = trail(seen[0], runs[0].leaves).params
+    params = tuple(p for p in params if p != name)
+    alike = all(torch.equal(seen[0], other) for other in seen[1:])
+    return params if params or alike else tuple(p for p in runs[0].leaves if p != name)
 
 
 def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates) -> ProbedSite:
@@ -154,9 +221,24 @@ def _route(argument: Argument, draws: list[Tensor], runs: list[_Run], coordinate
     exact = draws[0].dtype == torch.float64
     values = [d.detach().to(torch.float64) for d in draws]
     found = match(argument, values, thetas, coordinates, exact)
-    if found is not None:
+    if found is not None and _flows(draws[0], found, leaves):
         return found
-    return affine(argument, draws, thetas, leaves, coordinates) or Opaque(params, "through a non-affine function")
+    if found is not None:
+        return Opaque(params, "by value but not by gradient: part of it is detached")
+    return Opaque(params, NOT_AFFINE)
+
+
+def _flows(argument: Tensor, route: Selected, leaves: dict[str, Tensor]) -> bool:
+    """Whether gradients flow to every element that the index map names: a part may be detached."""
+    if route.is_constant or not argument.requires_grad:
+        return route.is_constant
+    weights = torch.rand_like(argument) + 0.5
+    with torch.enable_grad():
+        found = torch.autograd.grad(
+            (argument * weights).sum(), list(leaves.values()), allow_unused=True, retain_graph=True
+        )
+    flowing = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), found, strict=True)]
+    return bool(torch.cat([g.reshape(-1) != 0 for g in flowing])[route.index[route.index >= 0]].all())
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -166,8 +248,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _params_of_density(site: Any, run: _Run, name: str) -> tuple[str, ...]:
-    from pyro_em.graph.build import site_log_prob
-
     first = run.found.sites.get(name)
     if first is None:
         return tuple(run.leaves)

@@ -65,6 +65,7 @@ class SiteParts:
         mask: where the density counts, (*dims, *events); ``None``, everywhere.
         active: over the plates, where any of it does.
         own: the variable that this site draws; ``None`` for an observation.
+        logits: of ``probs``, where the program gave logits.
     """
 
     name: str
@@ -77,6 +78,7 @@ class SiteParts:
     mask: Tensor | None
     active: Tensor | None
     own: Variable | None
+    logits: Tensor | None = None
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -102,6 +104,8 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
     arguments, data = family.arguments(core.fn), family.data(core.fn, site["value"])
     batches = {n: t for n, t in arguments.items()} | {"value": data}
     ranks = {a.name: a.rank for a in family.args} | {"value": family.rank}
+    if "probs" in arguments and "logits" in vars(_table(core.fn)):
+        batches["logits"], ranks["logits"] = _table(core.fn).logits, ranks["probs"]
     plates = tuple(d for d in positions.values() if isinstance(d, Plate))
     met = {d for n, t in batches.items() for d in _met(t, ranks[n], core.events, positions)}
     scope = tuple(d for d in positions.values() if isinstance(d, Variable) and (d in met or d == own))
@@ -114,11 +118,17 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
         scope=scope,
         events=core.events,
         data=over.pop("value"),
+        logits=over.pop("logits", None),
         arguments=over,
         mask=None if own is not None else _mask(name, site, core, positions, dims),
         active=active_part(site, {d: p for d, p in positions.items() if isinstance(p, Plate)}),
         own=own,
     )
+
+
+def _table(fn: Any) -> Any:
+    """The distribution that keeps the probabilities: that of one draw, for a Multinomial."""
+    return getattr(fn, "_categorical", fn)
 
 
 def _positions(site: Site, found: Structure) -> dict[int, Dim]:

@@ -1,0 +1,180 @@
+"""From a probed model to who maximises what: tensors, regressions, and what only the traced gradient can move."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.model import TensorModel, tensor_model
+from pyro_em.compiled.ownership import Ownership, implied, share_out
+from pyro_em.compiled.priors import Prior
+from pyro_em.compiled.regression import Key, Regressions
+from pyro_em.graph.build import site_scale
+from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model divided among its owners.
+
+    Attributes:
+        probed: what it rests on.
+        model: the sites that are known, as tensors.
+        priors: densities of point estimates that count and are known.
+        ownership: of what the books decide.
+        regressions: of sites by element; ``None`` without any.
+        gradient: parameters left to the traced gradient, and why.
+        fixed: names of parameters that stay.
+    """
+
+    probed: Probed
+    model: TensorModel
+    priors: dict[str, Prior]
+    ownership: Ownership
+    regressions: Regressions | None
+    gradient: dict[str, str]
+    fixed: frozenset[str]
+
+    @property
+    def has_unknown_path(self) -> bool:
+        """Whether some argument moves with parameters that nobody can name, so that no split of them is safe."""
+        routes = [r for s in self.probed.sites.values() for r in s.routes.values()]
+        return any(isinstance(r, Opaque) and not r.params for r in routes)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing in the model needs to be traced."""
+        return not self.gradient and len(self.model.factors) == len(self.probed.sites)
+
+
+def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors: bool, fixed: Collection[str]) -> Plan:
+    """Divide a probed model."""
+    coordinates = probed.coordinates
+    gradient = _opaque(probed)
+    nodes = probed.found.sites
+    if counts_priors:
+        for name, params in probed.priors.items():
+            for p in (name, *params) if params else ():
+                gradient.setdefault(p, f"the prior of {name!r} has parameters")
+    known = [s for s in probed.sites.values() if _is_known(s)]
+    by_element = _connected(known, fixed)
+    scales = {s.name: site_scale(s.name, nodes[s.name]) for s in known}
+    model = tensor_model(known, coordinates, scales, plate_weights, by_element)
+    priors = {n: Prior(n, nodes[n]) for n, params in probed.priors.items() if counts_priors and not params}
+    frozen = {*fixed, *gradient}
+    elements = [s for s in known if s.name in by_element]
+    regressions = _regressions(elements, model, coordinates, priors, frozen)
+    inside = {p for s in elements for p in s.params} - frozen
+    ownership = share_out(model.books, coordinates, priors, frozen | inside)
+    return Plan(probed, model, priors, ownership, regressions, gradient, frozenset(fixed))
+
+
+def _is_known(site: ProbedSite) -> bool:
+    return isinstance(site.parts, SiteParts) and not any(isinstance(r, Opaque) for r in site.routes.values())
+
+
+def _opaque(probed: Probed) -> dict[str, str]:
+    """Parameters of sites that are not known, and why not."""
+    found: dict[str, str] = {}
+    for site in probed.sites.values():
+        if _is_known(site):
+            continue
+        if not isinstance(site.parts, SiteParts):
+            for name in site.params:
+                found.setdefault(name, f"{name!r} reaches site {site.name!r}, and {site.parts}")
+            continue
+        opaque = {a: r for a, r in site.routes.items() if isinstance(r, Opaque)}
+        for argument, route in opaque.items():
+            for name in route.params:
+                found[name] = f"{name!r} reaches {argument} of site {site.name!r} {route.reason}"
+        for name in site.params:
+            found.setdefault(name, f"{name!r} shares site {site.name!r} with an argument that is not known")
+    return found
+
+
+def _connected(sites: list[ProbedSite], fixed: Collection[str]) -> set[str]:
+    """Sites with an affine argument, and those that share parameters with them."""
+    found = {s.name for s in sites if any(isinstance(r, Affine) for r in s.routes.values())}
+    while True:
+        params = {p for s in sites if s.name in found for p in s.params} - set(fixed)
+        more = {s.name for s in sites if params & set(s.params)} | found
+        if more == found:
+            return found
+        found = more
+
+
+Use = tuple[str, str, str, str]  # how, family, argument, link
+
+
+def _uses(sites: list[ProbedSite], coordinates: Coordinates) -> dict[str, set[Use]]:
+    """The roles that each parameter plays."""
+    names, owner = list(coordinates.shapes), coordinates.owner()
+    found: dict[str, set[Use]] = {}
+    for site in sites:
+        assert isinstance(site.parts, SiteParts)
+        family = type(site.parts.family).__name__
+        for argument, route in site.routes.items():
+            if isinstance(route, Affine):
+                for i in owner[route.columns].unique().tolist():
+                    found.setdefault(names[i], set()).add(("affine", "", argument, ""))
+            elif isinstance(route, Selected):
+                for i in owner[route.index[route.index >= 0]].unique().tolist():
+                    found.setdefault(names[i], set()).add(("selected", family, argument, route.link))
+    return found
+
+
+def _regressions(
+    sites: list[ProbedSite],
+    model: TensorModel,
+    coordinates: Coordinates,
+    priors: Mapping[str, Prior],
+    frozen: Collection[str],
+) -> Regressions | None:
+    if not sites:
+        return None
+    names = {s.name for s in sites}
+    factors = tuple(f for f in model.factors if f.name in names)
+    uses = {p: kinds for p, kinds in _uses(sites, coordinates).items() if p not in frozen}
+    numeric = {p for p, kinds in uses.items() if not _is_solvable(p, kinds, sites, coordinates, priors)}
+    affine: dict[str, list[Tensor]] = {}
+    closed: dict[Key, list[Tensor]] = {}
+    families = {type(s.parts.family).__name__: type(s.parts.family) for s in sites if isinstance(s.parts, SiteParts)}
+    starts = coordinates.starts()
+    for name, kinds in uses.items():
+        if name in numeric:
+            continue
+        elements = starts[name] + torch.arange(torch.Size(coordinates.shapes[name]).numel())
+        how, family, argument, link = next(iter(kinds))
+        if how == "affine":
+            affine.setdefault(argument, []).append(elements)
+        else:
+            closed.setdefault((families[family], argument, link), []).append(elements)
+    return Regressions(
+        factors=factors,  # type: ignore[arg-type]
+        coordinates=coordinates,
+        priors=priors,
+        affine={a: torch.cat(parts) for a, parts in affine.items()},
+        closed={key: torch.cat(parts) for key, parts in closed.items()},
+        numeric=tuple(sorted(numeric)),
+    )
+
+
+def _is_solvable(
+    name: str, kinds: set[Use], sites: list[ProbedSite], coordinates: Coordinates, priors: Mapping[str, Prior]
+) -> bool:
+    """Whether one owner in closed form or by Newton's method can have a parameter of a site by elements."""
+    if len(kinds) > 1 or name in priors:
+        return False
+    how, family, argument, link = next(iter(kinds))
+    constraint = coordinates.constraints[name]
+    if how == "affine":
+        return implied("identity", torch.distributions.constraints.real, constraint)
+    site = next(s for s in sites if isinstance(s.parts, SiteParts) and type(s.parts.family).__name__ == family)
+    assert isinstance(site.parts, SiteParts)
+    form = next(a for a in site.parts.family.args if a.name == argument)
+    return form.rank == 0 and implied(link, form.domain, constraint)

@@ -1,0 +1,74 @@
+"""One point in parameter space, as the factors see it, and the tally an E-step keeps there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled import evaluate
+from pyro_em.compiled.cells import Book
+from pyro_em.compiled.elements import ElementFactor
+from pyro_em.compiled.factor import TensorFactor
+from pyro_em.probing import Coordinates
+
+__all__ = ["AnyFactor", "Point", "Tally"]
+
+AnyFactor = TensorFactor | ElementFactor
+
+
+@dataclass(frozen=True)
+class Point:
+    """theta, and what each book makes of it.
+
+    Attributes:
+        theta: the parameters.
+        coefficients: by ``id`` of the book, shape (C, S + 1).
+        args: by ``id`` of the book, arguments of its cells.
+    """
+
+    theta: Tensor
+    coefficients: dict[int, Tensor]
+    args: dict[int, dict[str, Tensor]]
+
+    @classmethod
+    def at(cls, theta: Tensor, books: Sequence[Book], coordinates: Coordinates) -> Point:
+        """The point at theta."""
+        args = {id(book): book.spread(book.values(coordinates, theta)) for book in books}
+        coefficients = {id(book): book.family.coefficients(**args[id(book)]) for book in books}
+        return cls(theta, coefficients, args)
+
+    def table(self, factor: AnyFactor, rows: slice) -> Tensor:
+        """Log-densities of a range of rows, shape (n or 1, K or 1)."""
+        if isinstance(factor, ElementFactor):
+            return factor.table(self.theta, rows)
+        return evaluate.table(factor, self.coefficients[id(factor.book)], rows, self.args[id(factor.book)])
+
+
+@dataclass
+class Tally:
+    """Expected statistics so far.
+
+    Attributes:
+        stats: by ``id`` of the book, shape (C, S + 1).
+        weights: posteriors of the states of element factors, by site, in ranges of rows, each of shape (n, K).
+    """
+
+    point: Point
+    stats: dict[int, Tensor]
+    weights: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, point: Point) -> Tally:
+        """Nothing yet."""
+        return cls(point, {key: torch.zeros_like(c) for key, c in point.coefficients.items()})
+
+    def add(self, factor: AnyFactor, weights: Tensor, rows: slice) -> None:
+        """Count a factor under the posterior of its states, shape (n, K), for a range of rows."""
+        if isinstance(factor, ElementFactor):
+            self.weights.setdefault(factor.name, []).append(weights)
+            return
+        key = id(factor.book)
+        evaluate.add_stats(factor, weights, self.stats[key], rows, self.point.args[key])

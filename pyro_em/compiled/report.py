@@ -1,0 +1,105 @@
+"""What was found out about each parameter, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pyro_em.compiled.plan import Plan
+from pyro_em.compiled.regression import Regressions
+from pyro_em.compiled.solve import is_closed
+from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Route, SiteParts
+
+__all__ = ["COLUMNS", "Row", "report", "traced_report"]
+
+COLUMNS = ("parameter", "site", "argument", "family", "verdict", "link", "owner", "reason")
+Row = dict[str, str]
+LISTED = 3
+
+
+def report(plan: Plan) -> list[Row]:
+    """One row for each parameter and argument that it reaches; sites that are alike share a row."""
+    owners = _owners(plan)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for site in plan.probed.sites.values():
+        for name, argument, family, verdict, link in _routes(site, plan.probed.coordinates):
+            owner, reason = owners[name]
+            rows.setdefault((name, argument, family, verdict, link, owner, reason), []).append(site.name)
+    reached = {key[0] for key in rows}
+    for name in plan.probed.coordinates.shapes:
+        if name not in reached:
+            owner, reason = owners[name]
+            rows[name, "", "", "opaque" if owner == "gradient" else "", "", owner, reason] = [""]
+    return [_row(key, sites) for key, sites in sorted(rows.items())]
+
+
+def traced_report(names: Iterable[str], fixed: Iterable[str], reason: str) -> list[Row]:
+    """One row for each parameter of a model that is traced throughout."""
+    held = set(fixed)
+    return [
+        _row((name, "", "", "opaque", "", "fixed" if name in held else "gradient", reason), [""])
+        for name in sorted(names)
+    ]
+
+
+def _row(key: tuple[str, ...], sites: list[str]) -> Row:
+    name, argument, family, verdict, link, owner, reason = key
+    many = f"{sites[0]} ... {sites[-1]} ({len(sites)} sites)"
+    where = ", ".join(sites) if len(sites) <= LISTED else many
+    return dict(zip(COLUMNS, (name, where, argument, family, verdict, link, owner, reason), strict=True))
+
+
+def _routes(site: ProbedSite, coordinates: Coordinates) -> list[tuple[str, str, str, str, str]]:
+    """(parameter, argument, family, verdict, link) of one site."""
+    if not isinstance(site.parts, SiteParts):
+        return [(name, "", "", "opaque", "") for name in site.params]
+    family, found = type(site.parts.family).__name__, []
+    for argument, route in site.routes.items():
+        link = "" if isinstance(route, Opaque) or route.link == "identity" else route.link
+        found += [(name, argument, family, route.verdict, link) for name in _params(route, coordinates)]
+    return found
+
+
+def _params(route: Route, coordinates: Coordinates) -> list[str]:
+    if isinstance(route, Opaque):
+        return list(route.params)
+    used = route.columns if isinstance(route, Affine) else route.index[route.index >= 0]
+    names = list(coordinates.shapes)
+    return [names[i] for i in coordinates.owner()[used].unique().tolist()]
+
+
+def _owners(plan: Plan) -> Mapping[str, tuple[str, str]]:
+    """By parameter: its owner, and why, where that needs a reason."""
+    found: dict[str, tuple[str, str]] = {}
+    for block in plan.ownership.blocks:
+        book = plan.model.books[block.book]
+        owner = "closed form" if is_closed(book, [block]) else "newton"
+        found.update(dict.fromkeys(block.params, (owner, "")))
+    found.update({name: ("statistics", reason) for name, reason in plan.ownership.reasons.items()})
+    if plan.regressions is not None:
+        found.update(_by_element(plan.regressions, plan.probed))
+    found.update({name: ("gradient", reason) for name, reason in plan.gradient.items()})
+    found.update(dict.fromkeys(plan.fixed, ("fixed", "")))
+    idle = ("fixed", "it reaches no density")
+    return {name: found.get(name, idle) for name in plan.probed.coordinates.shapes}
+
+
+def _by_element(regressions: Regressions, probed: Probed) -> dict[str, tuple[str, str]]:
+    names, owner = list(probed.coordinates.shapes), probed.coordinates.owner()
+
+    def params(columns: Any) -> list[str]:
+        return [names[i] for i in owner[columns].unique().tolist()]
+
+    found: dict[str, tuple[str, str]] = {}
+    for argument, columns in regressions.affine.items():
+        linear = all(
+            f.routes[argument].link == "identity" and argument == "loc"
+            for f in regressions.factors
+            if argument in f.routes and f.routes[argument].is_affine
+        )
+        found.update(dict.fromkeys(params(columns), ("least squares" if linear else "newton", "")))
+    for columns in regressions.closed.values():
+        found.update(dict.fromkeys(params(columns), ("closed form", "")))
+    reason = "its role, constraint or prior leaves no closed form beside an affine argument"
+    found.update(dict.fromkeys(regressions.numeric, ("statistics", reason)))
+    return found

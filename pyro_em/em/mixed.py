@@ -1,0 +1,77 @@
+"""EM on a model that is known in part: closed forms where there are any, the traced gradient for the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.evaluate import ALL
+from pyro_em.compiled.maximise import Maximiser
+from pyro_em.compiled.plan import Plan
+from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.em.checks import Prepared
+from pyro_em.em.m_step import Ascent, GradientMStep
+from pyro_em.em.traced import TracedEngine, TracedExpectation
+from pyro_em.params import ParamSpace
+
+__all__ = ["MixedEngine"]
+
+
+class MixedEngine(TracedEngine):
+    """E-steps from runs of the model; M-steps in turn: what statistics decide, then what only gradients can move.
+
+    Each turn raises the same Q over its own parameters, so the whole does (Meng & Rubin 1993).
+    """
+
+    def __init__(self, prepared: Prepared, space: ParamSpace, plan: Plan, maximiser: Maximiser, priors: bool) -> None:
+        super().__init__(prepared, space, GradientMStep(), tuple(plan.fixed), priors)
+        self.plan, self.maximiser = plan, maximiser
+        free = space.free(tuple(plan.fixed))
+        rest = {name: leaf for name, leaf in free.items() if name in plan.gradient}
+        self.gradient = Ascent(GradientMStep(), rest, self.dtype)
+
+    def maximise(self, expectation: TracedExpectation) -> bool:
+        """Raise Q in place: closed forms first."""
+        with torch.no_grad():
+            theta = self.plan.probed.coordinates.flat(self.space.values())
+            tally = self._tally(expectation, theta)
+            found = self.plan.model.expectation(tally, 0.0, 0.0)
+            moved = self.maximiser.maximise(theta, found.stats, found.weights)
+            self._hand_over(theta, moved)
+            if not self.gradient.leaves:
+                return True
+            start = float(self.q(expectation))
+        return self.gradient.maximise(lambda: self.q(expectation), start) or not torch.equal(theta, moved)
+
+    def _hand_over(self, theta: Tensor, moved: Tensor) -> None:
+        old, new = self.plan.probed.coordinates.split(theta), self.plan.probed.coordinates.split(moved)
+        self.space.assign_nearest({name: v for name, v in new.items() if not torch.equal(v, old[name])})
+
+    def _tally(self, expectation: TracedExpectation, theta: Tensor) -> Tally:
+        """Expected statistics of the known sites under the posterior of all."""
+        model = self.plan.model
+        tally = Tally.of(Point.at(theta, model.books, model.coordinates))
+        weights = dict(zip(expectation.names, expectation.cliques.weights, strict=True))
+        for factor in model.factors:
+            tally.add(factor, _by_rows(factor, weights[factor.name], self._plates[factor.name]), ALL)
+        return tally
+
+    @property
+    def _plates(self) -> dict[str, tuple[str, ...]]:
+        return {
+            s.name: tuple(p.name for p in s.parts.plates)
+            for s in self.plan.probed.sites.values()
+            if not isinstance(s.parts, str)
+        }
+
+
+def _by_rows(factor: AnyFactor, weight: Tensor, plates: tuple[str, ...]) -> Tensor:
+    """A clique's posterior over (*plates, *scope) as (rows, states); it is the same along inner plates, but where a
+    mask hides some of them.
+    """
+    own = {p.name for p in factor.plates}
+    if weight.dim() == 0:
+        return weight.expand(factor.num_rows, factor.num_states)
+    inner = [i for i, name in enumerate(plates) if name not in own]
+    weight = weight.amax(inner) if inner else weight
+    return weight.reshape(factor.num_rows, factor.num_states)
