@@ -1,7 +1,7 @@
 """Fit a Pyro model with latent variables by EM or by SVI, with one call and one result."""
 
-from pyro_em.em import EM, GradientMStep
-from pyro_em.errors import DecreaseError, ModelError, StartError
+from pyro_em.em import EM, GradientMStep, KMeans, RandomDraws, RandomResponsibilities
+from pyro_em.errors import DecreaseError, DegenerateError, ModelError, StartError
 from pyro_em.fit import fit
 from pyro_em.result import FitResult
 from pyro_em.status import Status
@@ -12,9 +12,13 @@ __all__ = [
     "EM",
     "SVI",
     "DecreaseError",
+    "DegenerateError",
     "FitResult",
     "GradientMStep",
+    "KMeans",
     "ModelError",
+    "RandomDraws",
+    "RandomResponsibilities",
     "StartError",
     "Status",
     "StepInfo",

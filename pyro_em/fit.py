@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from pyro_em.params import ParamSpace
 from pyro_em.problem import Problem
+from pyro_em.restarts import run_all
 from pyro_em.result import FitResult
 from pyro_em.rng import isolated_rng
 from pyro_em.status import Status
@@ -75,8 +77,9 @@ def fit(
     problem = Problem(model, args, kwargs, space, lambda: _start(space, init))
     began = time.perf_counter()
     with isolated_rng(seed), space.active():
-        state = strategy.init(problem)
-        rows, state = _loop(problem, strategy, state, tuple(callbacks), progress, began)
+        loop = partial(_loop, strategy, tuple(callbacks), progress, began)
+        run = run_all(problem, strategy, loop)
+        rows, state = run.rows, run.state
         evaluation = strategy.evaluate(problem, state)
         status = evaluation.status or state.status
         space.save()
@@ -106,16 +109,17 @@ def _start(space: ParamSpace, init: Mapping[str, Tensor] | FitResult | None) -> 
 
 
 def _loop(
-    problem: Problem,
     strategy: Strategy,
-    state: Any,
     callbacks: tuple[Callback, ...],
     progress: bool | None,
     began: float,
+    problem: Problem,
+    state: Any,
+    most: int | None,
 ) -> tuple[list[StepInfo], Any]:
     rows = [] if state.objective is None else [StepInfo(0, state.objective, time.perf_counter() - began)]
     step = 0
-    cap = math.inf if strategy.max_steps is None else strategy.max_steps
+    cap = min(math.inf if limit is None else limit for limit in (strategy.max_steps, most))
     with tqdm(total=strategy.max_steps, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
         while state.status is Status.RUNNING and step < cap:
             state, info = strategy.step(problem, state)

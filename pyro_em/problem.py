@@ -22,6 +22,7 @@ class Problem:
         args: positional arguments; one of them may be a ``torch.utils.data.DataLoader``.
         kwargs: keyword arguments.
         space: the parameters; active while the fit runs.
+        attempt: which start this is; ``None`` goes on from the values that :attr:`start` puts in place.
         start: called by the strategy once the model's parameters are known, to put the caller's ``init`` in place.
     """
 
@@ -30,6 +31,7 @@ class Problem:
     kwargs: dict[str, Any]
     space: ParamSpace
     start: Callable[[], None] = field(default=lambda: None)
+    attempt: int | None = 0
 
     def first_run(self, run: Callable[[], T]) -> T:
         """Run the model for the first time; where its own initial values are what breaks it, name the parameter.

@@ -20,7 +20,7 @@ from pyro_em.probing.routes import linked
 __all__ = ["Book", "books_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Book:
     """The cells of one family.
 

@@ -65,7 +65,7 @@ class ElementRoute:
         return torch.cat([source, self.constants])[self.part(self.index, rows)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ElementFactor:
     """A site by elements; attributes as in :class:`~pyro_em.compiled.factor.TensorFactor`."""
 

@@ -22,7 +22,7 @@ from pyro_em.probing import SiteParts
 __all__ = ["TensorFactor", "active_rows", "element_shape", "grouped", "tensor_factor"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TensorFactor:
     """A site, its cells and its data.
 

@@ -32,7 +32,7 @@ class MixtureTotals:
     squares: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """Factors that share one latent and its plates.
 

@@ -188,9 +188,8 @@ def _placed(
 def _statistics(factor: ElementFactor, weights: Tensor) -> Tensor:
     """Expected features and counts of every element, shape (n, K, E, S + 1)."""
     t = factor.features(slice(None))
-    elements = max(t.shape[2], *(r.offset.shape[2] for r in factor.routes.values() if r.offset is not None))
-    t = t.expand(factor.num_rows, factor.num_states, elements, -1)
-    weights = weights[:, :, None].expand(-1, -1, elements)
+    t = t.expand(factor.num_rows, factor.num_states, -1, -1)
+    weights = weights[:, :, None].expand(-1, -1, t.shape[2])
     return t * factor.masked(weights, slice(None)).unsqueeze(-1)
 
 

@@ -29,7 +29,7 @@ def report(plan: Plan) -> list[Row]:
     for name in plan.probed.coordinates.shapes:
         if name not in reached:
             owner, reason = owners[name]
-            rows[name, "", "", "opaque" if owner == "gradient" else "", "", owner, reason] = [""]
+            rows[name, "", "", "opaque", "", owner, reason] = [""]
     return [_row(key, sites) for key, sites in sorted(rows.items())]
 
 
@@ -52,7 +52,8 @@ def _row(key: tuple[str, ...], sites: list[str]) -> Row:
 def _routes(site: ProbedSite, coordinates: Coordinates) -> list[tuple[str, str, str, str, str]]:
     """(parameter, argument, family, verdict, link) of one site."""
     if not isinstance(site.parts, SiteParts):
-        return [(name, "", "", "opaque", "") for name in site.params]
+        argument = "log_factor" if site.parts.startswith("pyro.factor") else ""
+        return [(name, argument, "", "opaque", "") for name in site.params]
     family, found = type(site.parts.family).__name__, []
     for argument, route in site.routes.items():
         link = "" if isinstance(route, Opaque) or route.link == "identity" else route.link
@@ -80,7 +81,7 @@ def _owners(plan: Plan) -> Mapping[str, tuple[str, str]]:
         found.update(_by_element(plan.regressions, plan.probed))
     found.update({name: ("gradient", reason) for name, reason in plan.gradient.items()})
     found.update(dict.fromkeys(plan.fixed, ("fixed", "")))
-    idle = ("fixed", "it reaches no density")
+    idle = ("fixed", "no gradient of any density reaches it")
     return {name: found.get(name, idle) for name in plan.probed.coordinates.shapes}
 
 

@@ -64,7 +64,8 @@ def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: di
     """Maximise over each argument given the others, in place, until nothing moves."""
     if not _is_coupled(book, blocks):
         for block in blocks:
-            values[block.argument] = _conditional(book, block, stats, values, guard)
+            found, old = _conditional(book, block, stats, values, guard), values[block.argument]
+            values[block.argument] = found if block.all_free else _kept(block, found, old)
         return
     for sweep in range(SWEEPS):
         before = dict(values)

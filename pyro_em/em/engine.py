@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from pyro_em.em.mixed import MixedEngine
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
 from pyro_em.errors import ModelError
+from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
 from pyro_em.probing import probe
 
@@ -27,6 +29,7 @@ class Engine(Protocol):
     """Holds the parameters of a running EM fit, and evaluates and moves them."""
 
     counts_priors: bool
+    breaks: bool  # whether the last M-step dropped a component, so that the objective may have fallen
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,13 +74,30 @@ class Engine(Protocol):
         """Whether a climb of the objective itself would raise it by this much."""
         ...
 
+    def variables(self) -> list[Variable]:
+        """The latents that are summed out."""
+        ...
+
+    def observed(self, site: str) -> tuple[Variable, Tensor]:
+        """The one latent of an observed site, and its data, a row for each copy of that latent."""
+        ...
+
+    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+        """Move to the maximum of Q under latents that have been labelled (see :func:`labelled`)."""
+        ...
+
     def finish(self) -> bool:
         """Hand the parameters to the program; whether that moved them by more than rounding."""
         ...
 
 
 def choose_engine(
-    prepared: Prepared, space: ParamSpace, m_step: GradientMStep | None, fixed: tuple[str, ...], priors: bool
+    prepared: Prepared,
+    space: ParamSpace,
+    m_step: GradientMStep | None,
+    fixed: tuple[str, ...],
+    priors: bool,
+    on_degenerate: str = "raise",
 ) -> tuple[Engine, list[Row]]:
     """The fastest engine that is exact for the model, and a report of who owns which parameter."""
     space.free(fixed)
@@ -96,10 +116,8 @@ def choose_engine(
     except ModelError as error:
         return traced(f"the model does not run at other parameters: {error}")
     plan = make_plan(probed, {}, priors, fixed)
-    if plan.has_unknown_path:
-        return traced("parameters reach a density through no differentiable path, or at random")
-    guard = Guard(probed.coordinates, False, plan.model.dtype)
+    guard = Guard(probed.coordinates, on_degenerate == "floor", plan.model.dtype)
     maximiser = Maximiser(plan.model.books, probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions)
     if plan.is_complete:
-        return TensorEngine(plan.model, maximiser, space, fixed), report(plan)
+        return TensorEngine(plan.model, maximiser, space, fixed, on_degenerate == "drop"), report(plan)
     return MixedEngine(prepared, space, plan, maximiser, priors), report(plan)

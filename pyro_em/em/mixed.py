@@ -37,7 +37,10 @@ class MixedEngine(TracedEngine):
             tally = self._tally(expectation, theta)
             found = self.plan.model.expectation(tally, 0.0, 0.0)
             moved = self.maximiser.maximise(theta, found.stats, found.weights)
+            before = float(self.q(expectation)) if self.plan.has_unknown_path else -torch.inf
             self._hand_over(theta, moved)
+            if self.plan.has_unknown_path and float(self.q(expectation)) < before:
+                self._hand_over(moved, theta)
             if not self.gradient.leaves:
                 return True
             start = float(self.q(expectation))

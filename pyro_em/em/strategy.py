@@ -19,6 +19,7 @@ from pyro_em.em.engine import Engine, choose_engine
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.squarem import squarem
+from pyro_em.em.starts import RandomResponsibilities, Start
 from pyro_em.em.stopping import WINDOW, remaining_gain, resolution, rounding
 from pyro_em.errors import DecreaseError, StartError
 from pyro_em.problem import Problem
@@ -70,8 +71,15 @@ class EM:
             (``result.explain()`` says which); a :class:`GradientMStep` is used for all.
         priors: whether the densities of point-estimated latents count (MAP); ``False`` gives maximum likelihood.
         fixed: names of parameters that stay as they start, to the bit.
+        restarts: number of starts. Each makes at most 20 iterations on its own random stream, and the best goes on to
+            convergence (Biernacki, Celeux & Govaert 2003); all are kept in ``history``. One that collapses is out.
+        start: where to start: ``None`` is the model's own initial values, and :class:`RandomResponsibilities` for
+            every restart after the first; :class:`RandomDraws` and :class:`KMeans` are others.
         accelerate: ``"squarem"`` extrapolates along pairs of iterations (Varadhan & Roland 2008) and takes the plain
             step where that would lower the objective; ``None``, plain EM.
+        on_degenerate: what to do about a component that collapses (its spread goes to nothing about a few equal data):
+            ``"raise"`` a :class:`~pyro_em.errors.DegenerateError`, hold its spread at a ``"floor"`` (a millionth of the
+            data's variance), ``"drop"`` its state, or ``"restart"`` elsewhere.
         on_decrease: what to do when the objective falls by more than rounding: ``"raise"``, ``"warn"`` and go on, or
             ``"revert"`` to the parameters before and stop.
 
@@ -86,14 +94,25 @@ class EM:
     m_step: GradientMStep | None = None
     priors: bool = True
     fixed: tuple[str, ...] = ()
+    restarts: int = 1
+    start: Start | None = None
     accelerate: Literal["squarem"] | None = None
     on_decrease: Literal["raise", "warn", "revert"] = "raise"
+    on_degenerate: Literal["raise", "floor", "drop", "restart"] = "raise"
 
     def __post_init__(self) -> None:
         if self.max_steps < 0:
             raise ValueError(f"max_steps must not be negative; got {self.max_steps}.")
         if not self.tol >= 0:
             raise ValueError(f"tol is in nats and must not be negative; got {self.tol}.")
+        if self.restarts < 1:
+            raise ValueError(f"restarts must be at least 1; got {self.restarts}.")
+        if self.start is not None and not hasattr(self.start, "place"):
+            raise TypeError(f"start must be a start object, such as KMeans('x'), or None; got {self.start!r}.")
+        if self.on_degenerate not in ("raise", "floor", "drop", "restart"):
+            raise ValueError(
+                f"on_degenerate must be 'raise', 'floor', 'drop' or 'restart'; got {self.on_degenerate!r}."
+            )
         if self.accelerate not in (None, "squarem"):
             raise ValueError(f"accelerate must be 'squarem' or None; got {self.accelerate!r}.")
         if self.on_decrease not in ("raise", "warn", "revert"):
@@ -105,7 +124,11 @@ class EM:
     def init(self, problem: Problem) -> EMState:
         """Check the model, put the start in place and make the first E-step."""
         prepared = prepare(problem)
-        engine, report = choose_engine(prepared, problem.space, self.m_step, self.fixed, self.priors)
+        engine, report = choose_engine(
+            prepared, problem.space, self.m_step, self.fixed, self.priors, self.on_degenerate
+        )
+        if problem.attempt is not None:
+            self._place(engine, problem.attempt)
         state = EMState(
             step=0,
             status=Status.RUNNING,
@@ -130,8 +153,13 @@ class EM:
         with pyro.validation_enabled(False):  # the first run was validated
             leaps = self.accelerate is not None and not state.stochastic
             new = self._accelerated(state) if leaps else self._plain(state)
-            new = self._judge(state, new, before)
+            new = replace(new, gains=()) if state.engine.breaks else self._judge(state, new, before)
         return new, StepInfo(new.step, new.objective)
+
+    def _place(self, engine: Engine, attempt: int) -> None:
+        start = self.start or (RandomResponsibilities() if attempt else None)
+        if start is not None:
+            start.place(engine)
 
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
         """The objective of the parameters in place; under subsampled plates, of the last subsample."""

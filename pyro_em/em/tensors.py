@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,9 +12,15 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_em.compiled import Expectation, TensorModel
+from pyro_em.compiled.drop import without_component
+from pyro_em.compiled.evaluate import ALL
 from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.numeric import expected
+from pyro_em.compiled.point import Point, Tally
 from pyro_em.compiled.priors import log_prior
+from pyro_em.em.placing import labelled
+from pyro_em.errors import DegenerateError, ModelError
+from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
 
 __all__ = ["TensorEngine", "TensorExpectation"]
@@ -37,17 +44,26 @@ class TensorEngine:
         maximiser: solves for theta; with the priors that count.
         space: the parameters.
         fixed: names of parameters that stay.
+        drops: whether to go on without a component that collapses.
     """
 
     is_stuck = False
+    breaks = False
 
-    def __init__(self, model: TensorModel, maximiser: Maximiser, space: ParamSpace, fixed: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        model: TensorModel,
+        maximiser: Maximiser,
+        space: ParamSpace,
+        fixed: tuple[str, ...],
+        drops: bool = False,
+    ) -> None:
         self.model, self.maximiser, self.space, self.fixed = model, maximiser, space, fixed
-        self.counts_priors = bool(maximiser.priors)
+        self.counts_priors, self.drops = bool(maximiser.priors), drops
         values = space.values()
         self.theta = model.coordinates.flat(values)
         # Parameters that the program holds in float32 are rounded as they go, so that the end is no surprise.
-        kinds = [torch.full((v.numel(),), v.dtype == torch.float32) for v in values.values()]
+        kinds = [torch.full((values[n].numel(),), values[n].dtype == torch.float32) for n in model.coordinates.shapes]
         self._single = torch.cat(kinds) if kinds else torch.zeros(0, dtype=torch.bool)
 
     @property
@@ -90,8 +106,18 @@ class TensorEngine:
 
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
+        stats = expectation.model.stats
+        self.breaks = False
         with torch.no_grad():
-            theta = self.maximiser.maximise(self.theta, expectation.model.stats, expectation.model.weights)
+            while True:
+                try:
+                    theta = self.maximiser.maximise(self.theta, stats, expectation.model.weights)
+                    break
+                except DegenerateError as error:
+                    if not self.drops:
+                        raise
+                    stats = without_component(self.model, stats, error)
+                    self.breaks = True
         self.theta = torch.where(self._single, theta.to(torch.float32).to(torch.float64), theta)
         return True
 
@@ -121,6 +147,28 @@ class TensorEngine:
         except _Enough:
             return True
         return False
+
+    def variables(self) -> list[Variable]:
+        """The latents that are summed out."""
+        return list({v.name: v for f in self.model.factors for v in f.scope}.values())
+
+    def observed(self, site: str) -> tuple[Variable, Tensor]:
+        """The one latent of an observed site, and its data, a row for each copy of that latent."""
+        factor = next((f for f in self.model.factors if f.name == site), None)
+        if factor is None or factor.own or len(factor.scope) != 1 or factor.x.shape[0] != factor.num_rows:
+            raise ModelError(f"A start from data needs an observed site with one latent; {site!r} is none.")
+        return factor.scope[0], factor.x.flatten(1)
+
+    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+        """Move to the maximum of Q under latents that have been labelled; spreads are held at a floor."""
+        tally = Tally.of(Point.at(self.theta, self.model.books, self.model.coordinates))
+        for f in self.model.factors:
+            weights = labelled(f.plates, f.scope, states, chosen)
+            tally.add(f, weights.reshape(f.num_rows, f.num_states), ALL)
+        found = self.model.expectation(tally, 0.0, 0.0)
+        careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
+        with torch.no_grad():
+            self.theta = careful.maximise(self.theta, found.stats, found.weights)
 
     def finish(self) -> bool:
         """Hand theta to the program; whether an edge of a constraint moved it by more than rounding."""

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import Ascent, GradientMStep
+from pyro_em.em.placing import labelled
+from pyro_em.errors import ModelError
 from pyro_em.graph import (
     Cliques,
     FactorGraph,
+    Variable,
     clique_posteriors,
     expected_log_joint,
     informed_weights,
@@ -53,6 +56,8 @@ class TracedEngine:
         leaves = space.free(fixed)
         self.ascent = Ascent(m_step, leaves, _coarsest(leaves))
         self._first: FactorGraph | None = prepared.graph if prepared.head is prepared.data else None
+
+    breaks = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,6 +118,29 @@ class TracedEngine:
     def can_gain(self, nats: float) -> bool:
         """Whether L-BFGS on the objective itself would raise it by this much."""
         return self.ascent.can_gain(self.objective, nats)
+
+    def variables(self) -> list[Variable]:
+        """The latents that are summed out."""
+        with torch.no_grad():
+            return list(self._graph().variables.values())
+
+    def observed(self, site: str) -> tuple[Variable, Tensor]:
+        """The one latent of an observed site, and its data, a row for each copy of that latent."""
+        args, kwargs = self.prepared.data
+        trace = self.prepared.inference.program.trace(args, kwargs, self.prepared.intervention)
+        factor = next((f for f in self._graph().factors if f.name == site), None)
+        if factor is None or not trace.nodes[site]["is_observed"] or len(factor.scope) != 1:
+            raise ModelError(f"A start from data needs an observed site with one latent; {site!r} is none.")
+        return factor.scope[0], trace.nodes[site]["value"]
+
+    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+        """Raise Q under latents that have been labelled."""
+        with torch.no_grad():
+            graph = self._graph()
+        weights = tuple(labelled(f.plates, f.scope, states, chosen) * f.scale for f in graph.factors)
+        names = tuple(f.name for f in graph.factors)
+        self.maximise(TracedExpectation(0.0, None, 0.0, Cliques(0.0, 0.0, weights), names))
+        self._first = None
 
     def finish(self) -> bool:
         """The parameters are in place already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyro_em.graph.build import Structure, site_log_prob, structure
 from pyro_em.graph.trace import Site
 from pyro_em.params import ParamSpace
 from pyro_em.probing.affine import affine
+from pyro_em.probing.branches import Branches
 from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route, Selected
@@ -104,12 +106,16 @@ def probe(
 
 @dataclass(frozen=True)
 class _Run:
-    """One run: its sites, the parameters at its time, and the tensors that gradients go back to."""
+    """One run: its sites, the parameters at its time, the tensors that gradients go back to (and those of the store,
+    by identity, which a model may read behind Pyro's back), and the parameters it compares.
+    """
 
     found: Structure
     parts: dict[str, SiteParts | str]
     theta: Tensor
     leaves: dict[str, Tensor]
+    stored: dict[int, str]
+    compared: frozenset[str]
 
 
 def _run(
@@ -129,11 +135,15 @@ def _run(
     theta = coordinates.flat(values)
     intervention.given = {n: values[n] for n in latents}
     substitute = _Substitute({n: v for n, v in values.items() if n not in plain and n not in latents})
+    watch = Branches(values) if first else nullcontext()
     with torch.set_grad_enabled(first), pyro.validation_enabled(False), substitute:
-        trace = program.trace(*data, intervention)
+        with watch:
+            trace = program.trace(*data, intervention)
         found = structure(trace, program.ignored)
         parts = {name: _apart(name, site, found) for name, site in found.sites.items() if name not in latents}
-    return _Run(found, parts, theta, values)
+    compared = frozenset(watch.compared) if isinstance(watch, Branches) else frozenset[str]()
+    stored = {id(leaf.unconstrained): n for n, leaf in leaves.items()}
+    return _Run(found, parts, theta, values, stored, compared)
 
 
 def _near(
@@ -204,18 +214,20 @@ def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates) -> 
         return ProbedSite(name, "its observed value depends on parameters", {}, tuple(coordinates.shapes))
     routes = {a.name: _route(a, [p.arguments[a.name] for p in known], runs, coordinates) for a in parts.family.args}
     leaves = runs[0].leaves
-    params = {p for a in parts.family.args for p in trail(known[0].arguments[a.name], leaves).params}
+    params = {p for a in parts.family.args for p in trail(known[0].arguments[a.name], leaves, runs[0].stored).params}
     return ProbedSite(name, parts, routes, tuple(n for n in leaves if n in params))
 
 
 def _route(argument: Argument, draws: list[Tensor], runs: list[_Run], coordinates: Coordinates) -> Route:
     leaves, thetas = runs[0].leaves, [run.theta for run in runs]
-    behind = trail(draws[0], leaves)
+    behind = trail(draws[0], leaves, runs[0].stored)
     params = behind.params
     if len({d.shape for d in draws}) > 1:
         return Opaque(params, "whose shape depends on parameter values")
     if not params and not all(torch.equal(draws[0], d) for d in draws[1:]):
         return Opaque((), "that changes with parameters through no differentiable path, or at random")
+    if runs[0].compared & set(params):
+        return Opaque(params, "and the model compares it with other values, so that it may branch")
     if behind.kink is not None:
         return Opaque(params, f"through {behind.kink!r}, which is not one smooth formula")
     exact = draws[0].dtype == torch.float64

@@ -95,7 +95,8 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
     core = core_of(site["fn"])
     kind = family_of(core.fn)
     if kind is None:
-        return f"{type(core.fn).__name__} has no closed-form family"
+        name_of = type(core.fn).__name__
+        return f"{'pyro.factor' if name_of == 'Unit' else name_of} has no closed-form family"
     if site["args"] or site["kwargs"]:
         return "its density takes extra arguments"
     family = kind.of(core.fn, site["value"])

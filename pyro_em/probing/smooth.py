@@ -41,9 +41,14 @@ class Trail:
     kink: str | None
 
 
-def trail(tensor: Tensor, leaves: Mapping[str, Tensor]) -> Trail:
-    """Follow the graph of operations back to the leaves."""
-    names = {id(leaf): name for name, leaf in leaves.items()}
+def trail(tensor: Tensor, leaves: Mapping[str, Tensor], stored: Mapping[int, str] | None = None) -> Trail:
+    """Follow the graph of operations back to the leaves.
+
+    Args:
+        leaves: by name.
+        stored: names of other tensors that stand for a parameter, by identity.
+    """
+    names = {**(stored or {}), **{id(leaf): name for name, leaf in leaves.items()}}
     found, kink = {names[id(tensor)]} if id(tensor) in names else set(), None
     seen: set[Any] = set()
     queue = [tensor.grad_fn]

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.distributions.constraints import lower_cholesky, positive, positive_definite
 from torch import Tensor
 
-from arguments.base import SELECTED, Made, case, either, f64, linked
+from arguments.base import SELECTED, Made, case, either, f64, linked, selection
 from arguments.parts import BITS, PAIRS, X, mixture, weights
 
 CENTRES = f64([[-0.9, 0.2], [1.8, 0.6]])
@@ -164,7 +164,14 @@ def variance_times_eye() -> Made:
     )
 
 
-@case({"weights": SELECTED, "locs": SELECTED, "tril": either("opaque", "affine", "linked", same=False)}, maximal=False)
+@case(
+    {
+        "weights": SELECTED,
+        "locs": selection(exact=None, same=False),
+        "tril": either("opaque", "affine", "linked", same=False),
+    },
+    maximal=False,
+)
 def tril_scaled_each() -> Made:
     """A shape for all components, a constant size for each: no selection, though proportional to one."""
     sizes = f64([0.7, 1.4]).reshape(2, 1, 1)

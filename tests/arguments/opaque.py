@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.constraints import positive, simplex, unit_interval
 from torch import Tensor
 
-from arguments.base import SELECTED, Made, case, either, f64, opaque
+from arguments.base import SELECTED, Made, case, either, f64, opaque, selection
 from arguments.parts import GROUPS, X, locs, mixture, scale
 
 FREE = {"weights": SELECTED}  # has a closed form whatever the emission does
@@ -82,7 +82,7 @@ def one_location_detached() -> Made:
     return _at(loc)
 
 
-@case({**FREE, "scale": opaque(same=True, idle=True), "locs": SELECTED})
+@case({**FREE, "scale": opaque(same=True, idle=True), "locs": selection(exact=None)})
 def scale_detached() -> Made:
     """It has the parameter's value, and the user has said not to learn it."""
     return mixture(lambda z: dist.Normal(locs()[z], scale().detach()))

@@ -1,0 +1,61 @@
+"""Going on without a component that collapsed: its state gets no probability, its parameters stay as they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.cells import Book
+from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.model import TensorModel
+from pyro_em.errors import DegenerateError
+from pyro_em.families.categorical import Categorical
+
+__all__ = ["without_component"]
+
+
+def without_component(model: TensorModel, stats: tuple[Tensor, ...], error: DegenerateError) -> tuple[Tensor, ...]:
+    """Statistics in which no datum belongs to the component.
+
+    Raises:
+        DegenerateError: the parameter is shared by all states, or the probability of its state is no parameter.
+    """
+    start, shape = model.coordinates.starts()[error.param], model.coordinates.shapes[error.param]
+    flat = 0
+    for size, i in zip(shape, error.element, strict=True):
+        flat = flat * size + i
+    found, states = _silenced(model, stats, start + flat)
+    variables = {f.scope[-1].name for f in states if f.scope}
+    for factor, own in [(f, g) for f in states for g in model.factors if isinstance(g, TensorFactor) and g.own]:
+        if own.name not in variables or not isinstance(own.book.family, Categorical):
+            continue
+        at = model.books.index(_book(model, own))
+        for k in states[factor]:
+            found[at][own.cell.reshape(-1).unique(), k] = 0.0
+        return tuple(found)
+    raise error
+
+
+def _silenced(
+    model: TensorModel, stats: tuple[Tensor, ...], element: int
+) -> tuple[list[Tensor], dict[TensorFactor, list[int]]]:
+    """Statistics without the cells that stand on an element of theta, and by factor the states those serve."""
+    found, states = [s.clone() for s in stats], dict[TensorFactor, list[int]]()
+    for i, book in enumerate(model.books):
+        bad = torch.zeros(book.size, dtype=torch.bool)
+        for argument, rows in book.rows.items():
+            hit = (rows.reshape(len(rows), -1) == element).any(1)
+            bad |= hit[book.groups[argument]]
+        for f in model.factors:
+            if not isinstance(f, TensorFactor) or f.book is not book or not bool(bad.any()):
+                continue
+            served = bad[f.cell].any(2).any(0)
+            if bool(served.all()) or len(f.scope) != 1:
+                continue
+            states[f] = served.nonzero().squeeze(-1).tolist()
+            found[i][f.cell[:, served].reshape(-1)] = 0.0
+    return found, states
+
+
+def _book(model: TensorModel, factor: TensorFactor) -> Book:
+    return next(b for b in model.books if b is factor.book)

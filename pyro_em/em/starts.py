@@ -1,0 +1,104 @@
+"""Where EM may start, on any model: random points, or the M-step of a first guess at the latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_em.em.engine import Engine
+from pyro_em.errors import ModelError
+from pyro_em.graph import Variable
+
+__all__ = ["KMeans", "RandomDraws", "RandomResponsibilities", "Start"]
+
+
+class Start(Protocol):
+    """Moves an engine from the model's own initial values to another point."""
+
+    def place(self, engine: Engine) -> None:
+        """Draw from the fit's random stream and move the parameters."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomDraws:
+    """The model's own initial values, moved by normal noise in unconstrained coordinates.
+
+    For models whose parameters live on a scale near one, and for those whose latents a first guess cannot label.
+
+    Args:
+        scale: standard deviation of the noise.
+    """
+
+    scale: float = 1.0
+
+    def place(self, engine: Engine) -> None:
+        point = engine.coordinates()
+        engine.move_to(point + self.scale * torch.randn_like(point))
+
+
+@dataclass(frozen=True)
+class RandomResponsibilities:
+    """The M-step of latents labelled at random, on a few rows drawn at random.
+
+    On few rows the labels make components that differ, where on all rows each would be the average of the data. It
+    knows the scale of the data, and needs no more than the model.
+
+    Args:
+        rows: how many rows of each latent's plate are labelled; ``None`` takes 20 for each state, or a twentieth of
+            the data if that is more.
+    """
+
+    rows: int | None = None
+
+    def place(self, engine: Engine) -> None:
+        states, chosen = {}, {}
+        for variable in engine.variables():
+            states[variable.name] = torch.randint(variable.size, [p.size for p in variable.plates])
+            for plate in variable.plates[:1]:  # one choice for all latents of a plate: a label alone says little
+                if plate.name not in chosen:
+                    chosen[plate.name] = self._few(plate.size, variable.size)
+        engine.place(states, chosen)
+
+    def _few(self, total: int, states: int) -> Tensor:
+        """Which elements of a plate are labelled."""
+        rows = min(total, self.rows or max(20 * states, total // 20))
+        few = torch.zeros(total, dtype=torch.bool)
+        few[torch.randperm(total)[:rows]] = True
+        return few
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """The M-step of labels from k-means++ seeds among the data of one observed site; other latents at random.
+
+    For mixtures of continuous data. Needs scikit-learn.
+
+    Args:
+        site: the observed site, whose one latent is labelled.
+    """
+
+    site: str
+
+    def place(self, engine: Engine) -> None:
+        variable, data = engine.observed(self.site)
+        states = {v.name: torch.randint(v.size, [p.size for p in v.plates]) for v in engine.variables()}
+        states[variable.name] = _nearest(data, variable).reshape([p.size for p in variable.plates])
+        engine.place(states, {})
+
+
+def _nearest(data: Tensor, variable: Variable) -> Tensor:
+    """For each row, the nearest of as many seeds as the variable has states."""
+    try:
+        from sklearn.cluster import kmeans_plusplus
+    except ImportError as error:
+        raise ModelError("KMeans starts need scikit-learn: pip install scikit-learn.") from error
+    rows = data.reshape(prod(p.size for p in variable.plates), -1).to(torch.float64).nan_to_num(0.0)
+    rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
+    seed = int(torch.randint(2**31 - 1, ()))
+    centres, _ = kmeans_plusplus(rows.numpy(), variable.size, random_state=seed)
+    return torch.cdist(rows, torch.as_tensor(centres)).argmin(1)

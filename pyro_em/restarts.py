@@ -1,0 +1,105 @@
+"""Several starts of one fit: short runs first, then the best of them to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_em.errors import DegenerateError
+from pyro_em.problem import Problem
+from pyro_em.strategy import StepInfo, Strategy
+
+__all__ = ["SHORT", "Run", "run_all"]
+
+SHORT = 20  # iterations of a short run
+ATTEMPTS = 20  # starts that may collapse before on_degenerate="restart" gives up
+
+Loop = Callable[[Problem, Any, int | None], tuple[list[StepInfo], Any]]
+
+
+@dataclass
+class Run:
+    """A run: its rows of the history, and the state it ended in."""
+
+    rows: list[StepInfo]
+    state: Any
+
+
+@dataclass
+class _Best:
+    """The best short run so far."""
+
+    objective: float = -torch.inf
+    restart: int = 0
+    steps: int = 0
+    point: dict[str, Tensor] = field(default_factory=dict)
+
+
+def run_all(problem: Problem, strategy: Strategy, loop: Loop) -> Run:
+    """Run a strategy from as many starts as it asks for.
+
+    Args:
+        problem: the first start.
+        strategy: may have ``restarts`` and ``on_degenerate``.
+        loop: from a problem, its initial state and a cap on steps to the rows and the final state.
+
+    Raises:
+        DegenerateError: every start collapsed.
+    """
+    restarts = getattr(strategy, "restarts", 1)
+    if restarts > 1:
+        return _best_of(problem, strategy, loop, restarts)
+    again = ATTEMPTS if getattr(strategy, "on_degenerate", "raise") == "restart" else 1
+    rows: list[StepInfo] = []
+    for attempt in range(again):
+        try:
+            run = _once(problem, strategy, loop, attempt, None)
+        except DegenerateError:
+            if attempt == again - 1:
+                raise
+            continue
+        return Run(rows + run.rows, run.state)
+    raise AssertionError("unreachable")
+
+
+def _once(problem: Problem, strategy: Strategy, loop: Loop, attempt: int, cap: int | None) -> Run:
+    """One start, on a random stream of its own after the first."""
+    if attempt:
+        problem.space.forget()
+        pyro.set_rng_seed(int(torch.randint(2**31 - 1, ())))
+    problem = replace(problem, attempt=attempt)
+    rows, state = loop(problem, strategy.init(problem), cap)
+    return Run([replace(row, restart=attempt) for row in rows], state)
+
+
+def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) -> Run:
+    rows: list[StepInfo] = []
+    best, last_error = _Best(), None
+    for attempt in range(restarts):
+        try:
+            run = _once(problem, strategy, loop, attempt, SHORT)
+            evaluation = strategy.evaluate(problem, run.state)
+        except DegenerateError as error:
+            last_error = error
+            continue
+        rows += run.rows
+        if evaluation.objective > best.objective:
+            steps = run.rows[-1].step if run.rows else 0
+            best = _Best(evaluation.objective, attempt, steps, problem.space.snapshot())
+    if not best.point:
+        assert last_error is not None
+        raise last_error
+    return _continued(problem, strategy, loop, rows, best)
+
+
+def _continued(problem: Problem, strategy: Strategy, loop: Loop, rows: list[StepInfo], best: _Best) -> Run:
+    """The best short run, to its end."""
+    problem = replace(problem, start=lambda: problem.space.restore(best.point), attempt=None)
+    more, state = loop(problem, strategy.init(problem), None)
+    tail = [replace(row, step=row.step + best.steps, restart=best.restart) for row in more if row.step]
+    return Run(rows + tail, state)
