@@ -32,6 +32,7 @@ def fit(
     strategy: Strategy,
     seed: int | None = None,
     init: Mapping[str, Tensor] | FitResult | None = None,
+    weights: Tensor | Mapping[str, Tensor] | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool | None = None,
     **kwargs: Any,
@@ -48,6 +49,8 @@ def fit(
         seed: start of the fit's own random stream; ``None`` copies the caller's present state.
         init: starting values by name, or an earlier result of any strategy (names it shares with the model are used);
             ``None`` starts from the model's own.
+        weights: under EM, how often each datum counts: one number, not negative, for each element of the outermost data
+            plate, or a mapping from the name of a plate. A weight of two is a datum that is there twice.
         callbacks: called with each step's :class:`StepInfo`; one that returns ``True`` stops the fit.
         progress: a progress bar; ``None`` shows one for fits of more than a second, ``False`` is silence.
 
@@ -58,6 +61,7 @@ def fit(
     Raises:
         ModelError: the strategy cannot treat the model; the message names the site and the way out.
         StartError: starting values that cannot be used.
+        ValueError: weights for a strategy that takes none, or that do not fit the data.
         TypeError: ``strategy`` is not a strategy object.
 
     >>> import pyro, torch, pyro.distributions as dist
@@ -74,7 +78,12 @@ def fit(
     if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("init", "step", "evaluate")):
         raise TypeError(f"strategy must be a strategy object, EM(), SVI(guide) or one of your own; got {strategy!r}.")
     space = ParamSpace(model, getattr(strategy, "guide", None), args, kwargs)
-    problem = Problem(model, args, kwargs, space, lambda: _start(space, init))
+    if weights is not None and not getattr(strategy, "takes_weights", False):
+        raise ValueError(
+            f"{type(strategy).__name__} takes no weights=; put the body of the data's plate under poutine.scale, in "
+            "the model and in the guide."
+        )
+    problem = Problem(model, args, kwargs, space, lambda: _start(space, init), weights=weights)
     began = time.perf_counter()
     with isolated_rng(seed), space.active():
         loop = partial(_loop, strategy, tuple(callbacks), progress, began)

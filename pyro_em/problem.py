@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from pyro_em.params import ParamSpace
 
@@ -22,6 +24,7 @@ class Problem:
         args: positional arguments; one of them may be a ``torch.utils.data.DataLoader``.
         kwargs: keyword arguments.
         space: the parameters; active while the fit runs.
+        weights: how often each datum counts: one for each element of the outermost data plate, or by plate.
         attempt: which start this is; ``None`` goes on from the values that :attr:`start` puts in place.
         start: called by the strategy once the model's parameters are known, to put the caller's ``init`` in place.
     """
@@ -32,6 +35,7 @@ class Problem:
     space: ParamSpace
     start: Callable[[], None] = field(default=lambda: None)
     attempt: int | None = 0
+    weights: Mapping[str, Tensor] | Tensor | None = None
 
     def first_run(self, run: Callable[[], T]) -> T:
         """Run the model for the first time; where its own initial values are what breaks it, name the parameter.

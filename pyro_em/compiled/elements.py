@@ -6,13 +6,14 @@ an E-step leaves the posterior of the states, and an M-step goes back to the dat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.factor import active_rows, element_shape, grouped
+from pyro_em.compiled.factor import active_rows, element_shape, grouped, multiplicity
 from pyro_em.families import Family
 from pyro_em.graph import Plate, Variable
 from pyro_em.probing import Affine, Coordinates, ProbedSite, Selected, SiteParts
@@ -79,6 +80,7 @@ class ElementFactor:
     active: Tensor | None
     own: bool
     routes: dict[str, ElementRoute]
+    multiplicity: Tensor | None = None
 
     is_dense = False
     is_constant = False
@@ -124,13 +126,14 @@ class ElementFactor:
         return self.family.base_measure(x.movedim(list(range(3, 3 + rank)), list(range(rank))))
 
     def masked(self, values: Tensor, rows: slice) -> Tensor:
-        """Zero where the density does not count."""
+        """Zero where the density does not count, more where it counts several times."""
+        values = values if self.multiplicity is None else values * self.multiplicity
         if self.mask is None:
             return values
         return torch.where(self.mask if self.mask.shape[0] == 1 else self.mask[rows], values, 0.0)
 
 
-def element_factor(site: ProbedSite, coordinates: Coordinates) -> ElementFactor:
+def element_factor(site: ProbedSite, coordinates: Coordinates, weights: Mapping[str, Tensor]) -> ElementFactor:
     """Arrange a probed site into rows, states and elements."""
     parts = site.parts
     assert isinstance(parts, SiteParts)
@@ -149,6 +152,7 @@ def element_factor(site: ProbedSite, coordinates: Coordinates) -> ElementFactor:
         mask=None if parts.mask is None else grouped(parts, parts.mask, 0, plates, elements),
         active=active_rows(parts, plates),
         own=parts.own is not None,
+        multiplicity=multiplicity(parts, plates, elements, weights),
         routes={
             n: _route(r, parts, ranks[n], plates, elements, len(coordinates.owner())) for n, r in site.routes.items()
         },

@@ -41,7 +41,7 @@ def table(factor: TensorFactor, coefficients: Tensor, rows: slice, args: dict[st
         density = density + _base(factor, rows)
     if factor.mask is not None:
         density = torch.where(factor.part(factor.mask, rows), density, 0.0)
-    return density.sum(-1)
+    return (density if factor.multiplicity is None else density * factor.multiplicity).sum(-1)
 
 
 def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice, args: dict[str, Tensor]) -> None:
@@ -62,6 +62,7 @@ def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice,
         if alike:
             weights = weights.sum(axis, keepdim=True)
     over = weights.unsqueeze(-1) if mask is None else weights.unsqueeze(-1) * mask
+    over = over if factor.multiplicity is None else over * factor.multiplicity
     shape = [max(sizes) for sizes in zip(t.shape[1:], cell.shape, over.shape, strict=True)]
     over, cell = over.expand(shape), cell.expand(shape).reshape(-1)
     values = torch.cat([torch.where(over == 0, 0.0, t * over), over.unsqueeze(0)])
@@ -83,6 +84,7 @@ def base_measure(factor: TensorFactor | ElementFactor, row_weights: Tensor | Non
         if factor.mask is not None:
             mask = factor.mask if factor.mask.shape[0] == 1 else factor.mask[rows]
             value = torch.where(mask, value, 0.0)
+        value = value if factor.multiplicity is None else value * factor.multiplicity
         by_row = value.sum(-1)[:, 0].expand(rows.stop - rows.start)
         total += float(by_row.sum() if row_weights is None else (by_row * row_weights[rows]).sum())
     return total
@@ -100,7 +102,8 @@ def design(factor: TensorFactor) -> Tensor:
     t = features(factor, ALL, torch.float64)[:, 0].movedim(0, -1)
     full = t.expand(factor.num_states, t.shape[1], t.shape[2])
     whole = torch.cat([full, torch.ones_like(full[..., :1])], -1)
-    return whole if factor.mask is None else whole * factor.mask[0].unsqueeze(-1)
+    whole = whole if factor.mask is None else whole * factor.mask[0].unsqueeze(-1)
+    return whole if factor.multiplicity is None else whole * factor.multiplicity.unsqueeze(-1)
 
 
 @dataclass(frozen=True)

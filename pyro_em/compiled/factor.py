@@ -7,7 +7,7 @@ states is then features times coefficients, and expected statistics are the tran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -19,7 +19,7 @@ from pyro_em.compiled.cells import Book
 from pyro_em.graph import Plate, Variable
 from pyro_em.probing import SiteParts
 
-__all__ = ["TensorFactor", "active_rows", "element_shape", "grouped", "tensor_factor"]
+__all__ = ["TensorFactor", "active_rows", "element_shape", "grouped", "multiplicity", "tensor_factor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class TensorFactor:
         origin: what is taken off x, shape (E, *event); ``None`` for nothing.
         active: over rows, where any of the density counts; ``None``, everywhere.
         own: whether the site draws one of its variables.
+        multiplicity: how often each element counts, shape (E,), from weights of inner plates; ``None``, once.
     """
 
     name: str
@@ -49,6 +50,7 @@ class TensorFactor:
     origin: Tensor | None
     active: Tensor | None
     own: bool
+    multiplicity: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -74,6 +76,7 @@ class TensorFactor:
     def is_dense(self) -> bool:
         """Whether a table is one matrix product: data vary over rows only, and cells over states only."""
         plain = self.x.shape[1] == 1 and self.cell.shape[0] == 1 and (self.mask is None or self.mask.shape[1] == 1)
+        plain = plain and self.multiplicity is None
         return plain and self.x.shape[0] == self.num_rows > 1 and not self.is_augmented
 
     @property
@@ -99,7 +102,7 @@ class TensorFactor:
         return x.nan_to_num(0.0) if self.mask is not None else x
 
 
-def tensor_factor(parts: SiteParts, book: Book) -> TensorFactor:
+def tensor_factor(parts: SiteParts, book: Book, weights: Mapping[str, Tensor]) -> TensorFactor:
     """Arrange a site's parts into rows, states and elements."""
     own = {p for v in parts.scope for p in v.plates}
     plates = tuple(p for p in parts.plates if p in own)
@@ -123,7 +126,23 @@ def tensor_factor(parts: SiteParts, book: Book) -> TensorFactor:
         origin=origin,
         active=active_rows(parts, plates),
         own=parts.own is not None,
+        multiplicity=multiplicity(parts, plates, elements, weights),
     )
+
+
+def multiplicity(
+    parts: SiteParts, plates: tuple[Plate, ...], elements: tuple[int, ...], weights: Mapping[str, Tensor]
+) -> Tensor | None:
+    """How often each element counts, from the weights of inner plates."""
+    inner = [p for p in parts.plates if p not in plates]
+    if not any(p.name in weights for p in inner):
+        return None
+    total = torch.ones(elements, dtype=torch.float64)
+    for axis, plate in enumerate(inner):
+        if plate.name in weights:
+            weight = weights[plate.name].to(torch.float64)
+            total = total * weight.reshape([-1 if i == axis else 1 for i in range(len(elements))])
+    return total.reshape(-1)
 
 
 def _inner(parts: SiteParts, plates: tuple[Plate, ...]) -> list[int]:

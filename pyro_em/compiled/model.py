@@ -110,7 +110,9 @@ def tensor_model(
     books = [with_origin(book, parts) for book in books_of(cellular, coordinates)]
     book_of = {name: book for book in books for name in book.maps}
     factors: list[AnyFactor] = [
-        tensor_factor(parts[s.name], book_of[s.name]) if s.name in parts else element_factor(s, coordinates)
+        tensor_factor(parts[s.name], book_of[s.name], plate_weights)
+        if s.name in parts
+        else element_factor(s, coordinates, plate_weights)
         for s in sites
     ]
     mixtures, generals, base = [], [], 0.0

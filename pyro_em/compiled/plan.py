@@ -12,7 +12,7 @@ from pyro_em.compiled.model import TensorModel, tensor_model
 from pyro_em.compiled.ownership import Ownership, implied, share_out
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Key, Regressions
-from pyro_em.graph.build import site_scale
+from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
 
 __all__ = ["Plan", "make_plan"]
@@ -64,7 +64,10 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
     known = [s for s in probed.sites.values() if _is_known(s)]
     by_element = _connected(known, fixed)
     scales = {s.name: site_scale(s.name, nodes[s.name]) for s in known}
-    model = tensor_model(known, coordinates, scales, plate_weights, by_element)
+    weights = datum_weights({n: nodes[n] for n in probed.sites})
+    for name, weight in plate_weights.items():
+        weights[name] = weight * weights.get(name, 1.0)
+    model = tensor_model(known, coordinates, scales, weights, by_element)
     priors = {n: Prior(n, nodes[n]) for n, params in probed.priors.items() if counts_priors and not params}
     frozen = {*fixed, *gradient}
     elements = [s for s in known if s.name in by_element]

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from pyro_em.data import first_rows, whole
 from pyro_em.em.inference import ExactInference
+from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
+from pyro_em.graph.build import plates_of
 from pyro_em.graph.guard import TableGuard
 from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
@@ -39,6 +41,7 @@ class Prepared:
         intervention: holds the subsample of plates.
         stochastic: whether a subsample leaves data out.
         graph: the model at the start, on ``head``.
+        weights: how often each datum counts, by plate, of all data.
     """
 
     data: Arguments
@@ -47,6 +50,7 @@ class Prepared:
     intervention: Intervention
     stochastic: bool
     graph: FactorGraph
+    weights: dict[str, Tensor]
 
 
 def prepare(problem: Problem) -> Prepared:
@@ -77,7 +81,23 @@ def prepare(problem: Problem) -> Prepared:
     with torch.no_grad(), TableGuard():
         graph = inference.graph(*head, look)
     program.verify(graph, *head, look)
-    return Prepared(data, head, inference, intervention, bool(seen.subsampled), graph)
+    weights: dict[str, Tensor] = {}
+    if problem.weights is not None:
+        sizes = _plate_sizes(program, data, intervention, graph, head)
+        weights = plate_weights(problem.weights, seen, sizes)
+    return Prepared(data, head, inference, intervention, bool(seen.subsampled), graph, weights)
+
+
+def _plate_sizes(
+    program: Program, data: Arguments, intervention: Intervention, graph: FactorGraph, head: Arguments
+) -> dict[str, int]:
+    """Sizes of the plates on all data."""
+    if head is data:
+        return {p.name: p.size for f in graph.factors for p in f.plates}
+    with torch.no_grad(), pyro.validation_enabled(False):
+        nodes = program.trace(*data, intervention).nodes.values()
+    found = [plates_of(site, site["fn"].batch_shape) for site in nodes if is_random(site)]
+    return {p.name: p.size for plates in found for p in plates.values()}
 
 
 def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -> tuple[Survey, Arguments]:

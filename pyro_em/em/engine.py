@@ -115,7 +115,7 @@ def choose_engine(
         probed = probe(program, space, *prepared.data, prepared.intervention)
     except ModelError as error:
         return traced(f"the model does not run at other parameters: {error}")
-    plan = make_plan(probed, {}, priors, fixed)
+    plan = make_plan(probed, prepared.weights, priors, fixed)
     guard = Guard(probed.coordinates, on_degenerate == "floor", plan.model.dtype)
     maximiser = Maximiser(plan.model.books, probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions)
     if plan.is_complete:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro
 import torch
@@ -99,6 +99,8 @@ class EM:
     accelerate: Literal["squarem"] | None = None
     on_decrease: Literal["raise", "warn", "revert"] = "raise"
     on_degenerate: Literal["raise", "floor", "drop", "restart"] = "raise"
+
+    takes_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.max_steps < 0:

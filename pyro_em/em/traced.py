@@ -97,7 +97,7 @@ class TracedEngine:
     def expect(self) -> TracedExpectation:
         """The E-step at the parameters in place."""
         with torch.no_grad():
-            graph = self._graph() if self._first is None else self._first
+            graph = self._graph() if self._first is None else self._weighted(self._first)
             self._first = None
         cliques = clique_posteriors(graph)
         cliques = replace(cliques, weights=informed_weights(graph, cliques.weights))
@@ -160,7 +160,14 @@ class TracedEngine:
 
     def _graph(self) -> FactorGraph:
         args, kwargs = self.prepared.data
-        return self.prepared.inference.graph(args, kwargs, self.prepared.intervention)
+        return self._weighted(self.prepared.inference.graph(args, kwargs, self.prepared.intervention))
+
+    def _weighted(self, graph: FactorGraph) -> FactorGraph:
+        """The graph with the caller's weights beside the model's own."""
+        weights = dict(graph.weights)
+        for name, weight in self.prepared.weights.items():
+            weights[name] = weight * weights.get(name, 1.0)
+        return replace(graph, weights=weights)
 
 
 MAX_REJECTIONS = 10

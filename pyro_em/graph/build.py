@@ -41,7 +41,9 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
     """
     found = structure(trace, ignored)
     factors = tuple(_factor(n, s, found) for n, s in found.sites.items() if n not in priors)
-    return FactorGraph(factors, {n: _prior(n, found.sites[n]) for n in priors}, found.variables, found.layout)
+    weights = datum_weights({n: s for n, s in found.sites.items() if n not in priors})
+    known = {n: _prior(n, found.sites[n]) for n in priors}
+    return FactorGraph(factors, known, found.variables, found.layout, weights)
 
 
 @dataclass(frozen=True)
@@ -179,17 +181,44 @@ def _arrange(table: Tensor, axes: Mapping[int, Plate | Variable], target: tuple[
 
 
 def site_scale(name: str, site: Site) -> float:
-    """The site's ``poutine.scale``.
-
-    Raises:
-        ModelError: a tensor of several scales.
-    """
+    """The site's scalar ``poutine.scale``; one, where it has a scale for each datum (see :func:`datum_weights`)."""
     scale = site["scale"]
     if isinstance(scale, Tensor):
-        if scale.numel() != 1:
-            raise ModelError(
-                f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}. Exact summation needs one scalar "
-                "scale for all sites that share a latent; repeat the data instead, or scale by a number."
-            )
-        scale = scale.item()
+        return float(scale) if scale.numel() == 1 else 1.0
     return float(scale)
+
+
+def datum_weights(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Scales that differ between data, by the plate whose elements they weigh: shape (size of the plate,), float64.
+
+    A scale of two counts an element, with all that depends on it, twice.
+
+    Raises:
+        ModelError: a scale that varies over anything but one plate, or not over all sites of that plate alike.
+    """
+    found: dict[str, Tensor] = {}
+    for name, site in sites.items():
+        scale = site["scale"]
+        if isinstance(scale, Tensor) and scale.numel() > 1:
+            plates = plates_of(site, site["fn"].batch_shape)
+            varying = [i - scale.dim() for i, size in enumerate(scale.shape) if size > 1]
+            if len(varying) != 1 or varying[0] not in plates:
+                raise ModelError(_odd_scale(name, scale))
+            found.setdefault(plates[varying[0]].name, scale.detach().reshape(-1).to(torch.float64))
+    for name, site in sites.items():
+        for plate in plates_of(site, site["fn"].batch_shape).values():
+            scale = site["scale"]
+            weight = found.get(plate.name)
+            if weight is None:
+                continue
+            if not isinstance(scale, Tensor) or not torch.equal(scale.reshape(-1).to(torch.float64), weight):
+                raise ModelError(_odd_scale(name, torch.as_tensor(scale)))
+    return found
+
+
+def _odd_scale(name: str, scale: Tensor) -> str:
+    return (
+        f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}. Exact summation needs one scalar scale for "
+        "all sites that share a latent, or one scale for each element of a plate around all sites in that plate. Put "
+        "the body of the plate under one poutine.scale, or give the weights to fit(..., weights=)."
+    )
