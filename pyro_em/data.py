@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
 
-__all__ = ["Batch", "Batches", "find_loader", "first_rows", "open_batches", "whole"]
+__all__ = ["Batch", "Batches", "dense", "find_loader", "first_rows", "open_batches", "whole"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
         )
     if batch_size is None:
         return None
-    rows = next((_length(a) for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 0)
+    arrays = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor | np.ndarray) and a.ndim]
+    rows = next((_length(a) for a in arrays), 0)
     if not rows:
         raise ValueError("batch_size= cuts tensors along their first dimension; the model's arguments hold no tensor.")
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
@@ -141,8 +142,9 @@ def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Batc
     """The first rows of data too many to look at all of them; ``None`` where there are no more than ``rows``, or no
     tensor among the arguments.
     """
-    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() and a.layout == torch.strided]
-    if find_loader(args) is not None or not tensors or len(tensors[0]) <= rows:
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()]
+    sparse = any(a.layout is torch.sparse_csr for a in tensors)  # of these, the first rows are dense
+    if find_loader(args) is not None or not tensors or (len(tensors[0]) <= rows and not sparse):
         return None
     batches = open_batches(args, kwargs, rows)
     return None if batches is None else next(batches.in_order())
@@ -152,6 +154,15 @@ def whole(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
     """The arguments with a ``DataLoader`` among them, if any, replaced by all its data."""
     batches = open_batches(args, kwargs, None)
     return (args, kwargs) if batches is None else batches.whole()
+
+
+def dense(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with sparse tensors among them written out."""
+
+    def out(a: Any) -> Any:
+        return a.to_dense() if isinstance(a, Tensor) and a.layout is torch.sparse_csr else a
+
+    return tuple(out(a) for a in args), {k: out(a) for k, a in kwargs.items()}
 
 
 def _is_plain(loader: DataLoader[Any]) -> bool:
@@ -177,8 +188,12 @@ def _length(value: Any) -> int | None:
 def _rows(value: Any, rows: Tensor) -> Any:
     if isinstance(value, dict):
         return {k: _rows(v, rows) for k, v in value.items()}
+    if isinstance(value, Tensor) and value.layout is torch.sparse_csr:
+        return torch.stack([value[int(i)].to_dense() for i in rows])
     if isinstance(value, Tensor):
         return value[rows]
+    if isinstance(value, np.memmap):  # its rows come into memory as the tensor that a model expects
+        return torch.from_numpy(np.array(value[rows.numpy()]))
     if isinstance(value, np.ndarray):
         return value[rows.numpy()]
     return type(value)(value[i] for i in rows.tolist())

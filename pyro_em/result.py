@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from pyro_em.data import whole
+from pyro_em.data import dense, whole
 from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
@@ -132,7 +132,7 @@ class FitResult:
         return self._inference
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return whole(args, kwargs) if args or kwargs else whole(self._args, self._kwargs)
+        return dense(*(whole(args, kwargs) if args or kwargs else whole(self._args, self._kwargs)))
 
     def __repr__(self) -> str:
         known = self.log_evidence is None or self.objective_kind == "log_evidence"

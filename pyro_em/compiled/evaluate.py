@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.sparse import SparseFactor
 
 __all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "design", "features", "table"]
 
@@ -69,11 +70,13 @@ def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice,
     stats.index_add_(0, cell, values.reshape(len(values), -1).T)
 
 
-def base_measure(factor: TensorFactor | ElementFactor, row_weights: Tensor | None) -> float:
+def base_measure(factor: TensorFactor | ElementFactor | SparseFactor, row_weights: Tensor | None) -> float:
     """The part of the log evidence that no parameter touches, in nats.
 
     Where the data depend on the state it belongs to the table instead.
     """
+    if isinstance(factor, SparseFactor):
+        return float(factor.row_base.sum() if row_weights is None else factor.row_base @ row_weights)
     total = 0.0
     if factor.x.shape[1] > 1:
         return total

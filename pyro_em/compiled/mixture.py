@@ -67,7 +67,8 @@ class Mixture:
         single = bool(flat) and all(f.x.dtype == torch.float32 for f in flat)
         dtype = torch.float32 if single else torch.float64
         num_rows = factors[0].num_rows
-        width = sum(f.width for f in flat) + max((f.num_states * f.x[0].numel() for f in general), default=0)
+        by_row = [f for f in general if f.x.layout is torch.strided]
+        width = sum(f.width for f in flat) + max((f.num_states * f.x[0].numel() for f in by_row), default=0)
         step = max(512, min(16384, BLOCK // max(width, factors[0].num_states, 1)))
         blocks = tuple(slice(a, min(a + step, num_rows)) for a in range(0, num_rows, step))
         designs = tuple(_with_base(f) for f in constant)

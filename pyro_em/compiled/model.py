@@ -16,9 +16,10 @@ from pyro_em.compiled.general import General, connected
 from pyro_em.compiled.mixture import Mixture
 from pyro_em.compiled.origin import with_origin
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.compiled.sparse import sparse_factor
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
 
-__all__ = ["Expectation", "TensorModel", "tensor_model"]
+__all__ = ["Expectation", "TensorModel", "assemble", "tensor_model"]
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,20 @@ def tensor_model(
     """
     cellular = [s for s in sites if s.name not in by_element]
     parts = {s.name: s.parts for s in cellular if isinstance(s.parts, SiteParts)}
-    books = [with_origin(book, parts) for book in books_of(cellular, coordinates)]
+    books = tuple(with_origin(book, parts) for book in books_of(cellular, coordinates))
+    return assemble(sites, books, coordinates, scales, plate_weights)
+
+
+def assemble(
+    sites: Sequence[ProbedSite],
+    books: tuple[Book, ...],
+    coordinates: Coordinates,
+    scales: Mapping[str, float],
+    plate_weights: Mapping[str, Tensor],
+) -> TensorModel:
+    """The tensors of sites whose books are known; sites in no book are kept by element."""
     book_of = {name: book for book in books for name in book.maps}
-    factors: list[AnyFactor] = [
-        tensor_factor(parts[s.name], book_of[s.name], plate_weights)
-        if s.name in parts
-        else element_factor(s, coordinates, plate_weights)
-        for s in sites
-    ]
+    factors = [_factor(s, book_of.get(s.name), coordinates, plate_weights) for s in sites]
     mixtures, generals, base = [], [], 0.0
     for group in connected(factors):
         scale = scales[group[0].name]
@@ -127,7 +134,17 @@ def tensor_model(
             mixtures.append(Mixture.of(group, weights, scale))
         else:
             generals.append(General(tuple(group), plate_weights, scale))
-    return TensorModel(coordinates, tuple(books), tuple(factors), tuple(mixtures), tuple(generals), base)
+    return TensorModel(coordinates, books, tuple(factors), tuple(mixtures), tuple(generals), base)
+
+
+def _factor(site: ProbedSite, book: Book | None, coordinates: Coordinates, weights: Mapping[str, Tensor]) -> AnyFactor:
+    """A site over its cells; by element, where it is in no book."""
+    assert isinstance(site.parts, SiteParts)
+    if book is None:
+        return element_factor(site, coordinates, weights)
+    if site.parts.data.layout is torch.sparse_csr:
+        return sparse_factor(site.parts, book)
+    return tensor_factor(site.parts, book, weights)
 
 
 def _is_mixture(group: Sequence[AnyFactor]) -> bool:

@@ -12,11 +12,12 @@ from pyro_em.compiled import evaluate
 from pyro_em.compiled.cells import Book
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.sparse import SparseFactor
 from pyro_em.probing import Coordinates
 
 __all__ = ["AnyFactor", "Point", "Tally"]
 
-AnyFactor = TensorFactor | ElementFactor
+AnyFactor = TensorFactor | ElementFactor | SparseFactor
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Point:
         """Log-densities of a range of rows, shape (n or 1, K or 1)."""
         if isinstance(factor, ElementFactor):
             return factor.table(self.theta, rows)
+        if isinstance(factor, SparseFactor):
+            return factor.table(self.coefficients[id(factor.book)], rows)
         return evaluate.table(factor, self.coefficients[id(factor.book)], rows, self.args[id(factor.book)])
 
 
@@ -71,4 +74,7 @@ class Tally:
             self.weights.setdefault(factor.name, []).append(weights)
             return
         key = id(factor.book)
+        if isinstance(factor, SparseFactor):
+            factor.add_stats(weights, self.stats[key], rows)
+            return
         evaluate.add_stats(factor, weights, self.stats[key], rows, self.point.args[key])

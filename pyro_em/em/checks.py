@@ -42,6 +42,7 @@ class Prepared:
         stochastic: whether a subsample leaves data out.
         graph: the model at the start, on ``head``.
         weights: how often each datum counts, by plate, of all data.
+        seen: the roles of its sites.
     """
 
     data: Arguments
@@ -51,6 +52,7 @@ class Prepared:
     stochastic: bool
     graph: FactorGraph
     weights: dict[str, Tensor]
+    seen: Survey
 
 
 def prepare(problem: Problem) -> Prepared:
@@ -85,7 +87,7 @@ def prepare(problem: Problem) -> Prepared:
     if problem.weights is not None:
         sizes = _plate_sizes(program, data, intervention, graph, head)
         weights = plate_weights(problem.weights, seen, sizes)
-    return Prepared(data, head, inference, intervention, bool(seen.subsampled), graph, weights)
+    return Prepared(data, head, inference, intervention, bool(seen.subsampled), graph, weights, seen)
 
 
 def _plate_sizes(

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled.maximise import Maximiser
-from pyro_em.compiled.plan import make_plan
+from pyro_em.compiled.plan import Plan, make_plan
 from pyro_em.compiled.report import Row, report, traced_report
 from pyro_em.compiled.solve import Guard
+from pyro_em.em.batched import BatchedModel, Stream
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.mixed import MixedEngine
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
+from pyro_em.em.traced_batches import TracedBatches
 from pyro_em.errors import ModelError
 from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
 from pyro_em.probing import probe
 
-__all__ = ["Engine", "choose_engine"]
+__all__ = ["Engine", "Options", "choose_engine"]
 
 
 class Engine(Protocol):
@@ -91,33 +94,65 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a strategy asks of an engine.
+
+    Attributes:
+        m_step: a gradient M-step for all parameters; ``None``, the best for each.
+        fixed: names of parameters that stay.
+        priors: whether densities of point estimates count.
+        on_degenerate: what to do about components that collapse.
+    """
+
+    m_step: GradientMStep | None
+    fixed: tuple[str, ...]
+    priors: bool
+    on_degenerate: str
+
+
 def choose_engine(
-    prepared: Prepared,
-    space: ParamSpace,
-    m_step: GradientMStep | None,
-    fixed: tuple[str, ...],
-    priors: bool,
-    on_degenerate: str = "raise",
+    prepared: Prepared, space: ParamSpace, options: Options, stream: Stream | None
 ) -> tuple[Engine, list[Row]]:
     """The fastest engine that is exact for the model, and a report of who owns which parameter."""
-    space.free(fixed)
+    space.free(options.fixed)
+    plan = _plan(prepared, space, options)
+    if isinstance(plan, str):
+        return _traced(prepared, space, options, stream, plan)
+    guard = Guard(plan.probed.coordinates, options.on_degenerate == "floor", plan.model.dtype)
+    maximiser = Maximiser(
+        plan.model.books, plan.probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions
+    )
+    drops = options.on_degenerate == "drop"
+    if stream is not None:
+        model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space)
+        if plan.is_complete and plan.regressions is None and model.fits():
+            return TensorEngine(model, maximiser, space, options.fixed, drops), report(plan)
+        return _traced(prepared, space, options, stream, "in batches, closed forms need arguments alike in all of them")
+    if plan.is_complete:
+        return TensorEngine(plan.model, maximiser, space, options.fixed, drops), report(plan)
+    return MixedEngine(prepared, space, plan, maximiser, options.priors), report(plan)
 
-    def traced(reason: str) -> tuple[Engine, list[Row]]:
-        engine = TracedEngine(prepared, space, m_step or GradientMStep(), fixed, priors)
-        return engine, traced_report(space.distinct(), fixed, reason)
 
-    if m_step is not None:
-        return traced("a gradient M-step was asked for")
+def _plan(prepared: Prepared, space: ParamSpace, options: Options) -> Plan | str:
+    """Who owns what, or why everything is left to the traced gradient."""
+    if options.m_step is not None:
+        return "a gradient M-step was asked for"
     if prepared.stochastic:
-        return traced("a plate draws a random part of its data in each iteration")
+        return "a plate draws a random part of its data in each iteration"
     program = prepared.inference.program
     try:
         probed = probe(program, space, *prepared.data, prepared.intervention)
     except ModelError as error:
-        return traced(f"the model does not run at other parameters: {error}")
-    plan = make_plan(probed, prepared.weights, priors, fixed)
-    guard = Guard(probed.coordinates, on_degenerate == "floor", plan.model.dtype)
-    maximiser = Maximiser(plan.model.books, probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions)
-    if plan.is_complete:
-        return TensorEngine(plan.model, maximiser, space, fixed, on_degenerate == "drop"), report(plan)
-    return MixedEngine(prepared, space, plan, maximiser, priors), report(plan)
+        return f"the model does not run at other parameters: {error}"
+    return make_plan(probed, prepared.weights, options.priors, options.fixed)
+
+
+def _traced(
+    prepared: Prepared, space: ParamSpace, options: Options, stream: Stream | None, reason: str
+) -> tuple[Engine, list[Row]]:
+    m_step = options.m_step or GradientMStep()
+    rows = traced_report(space.distinct(), options.fixed, reason)
+    if stream is not None:
+        return TracedBatches(prepared, space, m_step, options.fixed, options.priors, stream), rows
+    return TracedEngine(prepared, space, m_step, options.fixed, options.priors), rows

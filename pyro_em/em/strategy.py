@@ -14,14 +14,17 @@ from typing import Any, ClassVar, Literal
 import pyro
 import torch
 
-from pyro_em.em.checks import prepare
-from pyro_em.em.engine import Engine, choose_engine
+from pyro_em.data import open_batches
+from pyro_em.em.batched import Stream, open_stream
+from pyro_em.em.checks import Prepared, prepare
+from pyro_em.em.engine import Engine, Options, choose_engine
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.squarem import squarem
 from pyro_em.em.starts import RandomResponsibilities, Start
 from pyro_em.em.stopping import WINDOW, remaining_gain, resolution, rounding
-from pyro_em.errors import DecreaseError, StartError
+from pyro_em.em.weights import plate_weights
+from pyro_em.errors import DecreaseError, ModelError, StartError
 from pyro_em.problem import Problem
 from pyro_em.status import Status
 from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
@@ -77,6 +80,10 @@ class EM:
             every restart after the first; :class:`RandomDraws` and :class:`KMeans` are others.
         accelerate: ``"squarem"`` extrapolates along pairs of iterations (Varadhan & Roland 2008) and takes the plain
             step where that would lower the objective; ``None``, plain EM.
+        batch_size: rows of data in memory at a time; they are cut from tensors (or a ``numpy.memmap``) along the first
+            dimension, and one iteration is one pass over all of them: the result is that of full data. A ``DataLoader``
+            among the arguments does the same. Initial values that the model computes from data are those of the first
+            batch.
         on_degenerate: what to do about a component that collapses (its spread goes to nothing about a few equal data):
             ``"raise"`` a :class:`~pyro_em.errors.DegenerateError`, hold its spread at a ``"floor"`` (a millionth of the
             data's variance), ``"drop"`` its state, or ``"restart"`` elsewhere.
@@ -97,6 +104,7 @@ class EM:
     restarts: int = 1
     start: Start | None = None
     accelerate: Literal["squarem"] | None = None
+    batch_size: int | None = None
     on_decrease: Literal["raise", "warn", "revert"] = "raise"
     on_degenerate: Literal["raise", "floor", "drop", "restart"] = "raise"
 
@@ -107,6 +115,8 @@ class EM:
             raise ValueError(f"max_steps must not be negative; got {self.max_steps}.")
         if not self.tol >= 0:
             raise ValueError(f"tol is in nats and must not be negative; got {self.tol}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}.")
         if self.restarts < 1:
             raise ValueError(f"restarts must be at least 1; got {self.restarts}.")
         if self.start is not None and not hasattr(self.start, "place"):
@@ -125,10 +135,9 @@ class EM:
 
     def init(self, problem: Problem) -> EMState:
         """Check the model, put the start in place and make the first E-step."""
-        prepared = prepare(problem)
-        engine, report = choose_engine(
-            prepared, problem.space, self.m_step, self.fixed, self.priors, self.on_degenerate
-        )
+        prepared, stream = self._open(problem)
+        options = Options(self.m_step, self.fixed, self.priors, self.on_degenerate)
+        engine, report = choose_engine(prepared, problem.space, options, stream)
         if problem.attempt is not None:
             self._place(engine, problem.attempt)
         state = EMState(
@@ -157,6 +166,23 @@ class EM:
             new = self._accelerated(state) if leaps else self._plain(state)
             new = replace(new, gains=()) if state.engine.breaks else self._judge(state, new, before)
         return new, StepInfo(new.step, new.objective)
+
+    def _open(self, problem: Problem) -> tuple[Prepared, Stream | None]:
+        """The checked model on all data; or on the first batch, and the stream of all batches."""
+        batches = open_batches(problem.args, problem.kwargs, self.batch_size)
+        if batches is None:
+            return prepare(problem), None
+        first = next(batches.in_order())
+        prepared = prepare(replace(problem, args=first.args, kwargs=first.kwargs, weights=None))
+        if prepared.stochastic:
+            raise ModelError("A plate that draws a subsample cannot be cut into batches too; remove subsample_size.")
+        stream = open_stream(batches, prepared, {})
+        if problem.weights is None:
+            return prepared, stream
+        sizes = {p.name: p.size for f in prepared.graph.factors for p in f.plates}
+        sizes = {**sizes, **dict.fromkeys(stream.plates & sizes.keys(), batches.total)}
+        weights = plate_weights(problem.weights, prepared.seen, sizes)
+        return prepared, replace(stream, weights=weights)
 
     def _place(self, engine: Engine, attempt: int) -> None:
         start = self.start or (RandomResponsibilities() if attempt else None)

@@ -18,6 +18,7 @@ from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.point import Point, Tally
 from pyro_em.compiled.priors import log_prior
+from pyro_em.em.batched import BatchedModel
 from pyro_em.em.placing import labelled
 from pyro_em.errors import DegenerateError, ModelError
 from pyro_em.graph import Variable
@@ -52,7 +53,7 @@ class TensorEngine:
 
     def __init__(
         self,
-        model: TensorModel,
+        model: TensorModel | BatchedModel,
         maximiser: Maximiser,
         space: ParamSpace,
         fixed: tuple[str, ...],
@@ -116,7 +117,9 @@ class TensorEngine:
                 except DegenerateError as error:
                     if not self.drops:
                         raise
-                    stats = without_component(self.model, stats, error)
+                    stats = without_component(
+                        self.model.first if isinstance(self.model, BatchedModel) else self.model, stats, error
+                    )
                     self.breaks = True
         self.theta = torch.where(self._single, theta.to(torch.float32).to(torch.float64), theta)
         return True

@@ -254,6 +254,8 @@ def _flows(argument: Tensor, route: Selected, leaves: dict[str, Tensor]) -> bool
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other or one.layout is torch.sparse_csr:  # the caller's own object, in every run
+        return one is other
     if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
         return True
     return bool(torch.equal(one, other)) or bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))

@@ -111,6 +111,7 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
     met = {d for n, t in batches.items() for d in _met(t, ranks[n], core.events, positions)}
     scope = tuple(d for d in positions.values() if isinstance(d, Variable) and (d in met or d == own))
     dims: tuple[Dim, ...] = (*plates, *scope)
+    sparse = batches.pop("value") if data.layout is torch.sparse_csr else None
     over = {n: aligned(name, t, ranks[n], core.events, positions, dims) for n, t in batches.items()}
     return SiteParts(
         name=name,
@@ -118,7 +119,7 @@ def take_apart(name: str, site: Site, found: Structure) -> SiteParts | str:
         plates=plates,
         scope=scope,
         events=core.events,
-        data=over.pop("value"),
+        data=over.pop("value") if sparse is None else sparse,
         logits=over.pop("logits", None),
         arguments=over,
         mask=None if own is not None else _mask(name, site, core, positions, dims),
@@ -150,7 +151,8 @@ def _narrow(tensor: Tensor, batch: int) -> Tensor:
 
 
 def _met(tensor: Tensor, rank: int, events: int, positions: Mapping[int, Dim]) -> list[Dim]:
-    tensor = _narrow(tensor, tensor.dim() - rank)
+    if tensor.layout is torch.strided:
+        tensor = _narrow(tensor, tensor.dim() - rank)
     lead = tensor.shape[: max(tensor.dim() - rank - events, 0)]
     found = [positions.get(i - len(lead)) for i, size in enumerate(lead) if size > 1]
     return [d for d in found if d is not None]

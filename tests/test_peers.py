@@ -1,0 +1,331 @@
+"""Defects that were reproduced in other EM libraries, each as a test that this one has none of them.
+
+The peers are named for what broke in them: hmmlearn, pomegranate 1.1.2, pycave, scikit-learn, ssm, torchgmm. Weights and
+minibatches, which broke in them too, have files of their own.
+"""
+
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions.constraints import positive, simplex
+
+from models import gaussian_mixture, poisson_mixture
+from pyro_em import EM, SVI, DegenerateError, FitResult, GradientMStep, KMeans, ModelError, RandomDraws, Status, fit
+
+f64 = partial(torch.tensor, dtype=torch.float64)
+X = f64([-2.1, -1.7, -1.4, 0.2, 0.9, 1.6, 1.9, 2.4, 2.6, 3.1])
+FAST = partial(SVI, optim=partial(torch.optim.Adam, lr=0.05))
+EM_VARIANTS = {
+    "plain": EM,
+    "squarem": partial(EM, accelerate="squarem"),
+    "restarts": partial(EM, restarts=3, start=RandomDraws(0.3)),
+    "restarts and squarem": partial(EM, restarts=3, accelerate="squarem"),
+    "gradient": partial(EM, m_step=GradientMStep()),
+    "floor": partial(EM, on_degenerate="floor"),
+}
+every_em = pytest.mark.parametrize("em", EM_VARIANTS.values(), ids=EM_VARIANTS)
+
+
+def mixture(x):
+    weights = pyro.param("weights", f64([0.4, 0.6]), constraint=simplex)
+    locs = pyro.param("locs", f64([-1.0, 1.5]))
+    scale = pyro.param("scale", f64(1.0), constraint=positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
+
+
+def free_scales(x):
+    weights = pyro.param("weights", f64([0.5, 0.5]), constraint=simplex)
+    locs = pyro.param("locs", f64([0.0, 5.0]))
+    scales = pyro.param("scales", f64([0.5, 1.0]), constraint=positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(locs[z], scales[z]), obs=x)
+
+
+def gated(net):
+    """Its mixing weights come from a network, which no closed form reaches."""
+
+    def model(x):
+        pyro.module("net", net)
+        locs = pyro.param("locs", f64([-1.0, 1.5]))
+        scale = pyro.param("scale", f64(1.0), constraint=positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=net(x.unsqueeze(-1))))
+            pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
+
+    return model
+
+
+def network():
+    return torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+
+
+def evidence(params, x=X):
+    """The log evidence of a Gaussian mixture, written by hand."""
+    scale = params["scale"] if "scale" in params else params["scales"]
+    by_state = dist.Normal(params["locs"], scale).log_prob(x.unsqueeze(-1)) + params["weights"].log()
+    return by_state.logsumexp(-1).sum().item()
+
+
+def run(model, *args, strategy=None, **options):
+    return fit(model, *args, strategy=strategy or EM(), progress=False, **options)
+
+
+# What is called convergence (hmmlearn, torchgmm, pycave) --------------------------------------------------
+
+
+@every_em
+def test_a_cap_is_never_convergence(em):
+    result = run(mixture, X, strategy=em(max_steps=2, tol=1e6), seed=1)
+    assert result.status is Status.MAX_STEPS and not result.converged
+
+
+def test_a_cap_on_svi_is_never_convergence():
+    for options in ({"max_steps": 3}, {"max_epochs": 3}, {"max_epochs": 2, "batch_size": 4}):
+        result = run(mixture, X, strategy=FAST(**options))
+        assert result.status is Status.MAX_STEPS and not result.converged
+
+
+def test_a_fall_is_never_convergence():
+    calls = 0
+
+    def forgetful(x):
+        nonlocal calls
+        calls += 1
+        loc = pyro.param("loc", f64(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(f64([0.4, 0.6])))
+            pyro.sample("x", dist.Normal(loc + 2.0 * z, 1.0 + 0.01 * max(0, calls - 40)), obs=x)
+
+    strategy = EM(m_step=GradientMStep(), tol=0, max_steps=200, on_decrease="revert")
+    result = run(forgetful, X, strategy=strategy)
+    assert result.status is Status.DECREASED and not result.converged
+
+
+def test_what_converged_is_finite():
+    """An inverted flag let NaN parameters pass for converged."""
+    for strategy in (EM(), EM(accelerate="squarem"), FAST(max_steps=4000, patience=100)):
+        result = run(mixture, X, strategy=strategy)
+        assert result.converged
+        assert all(torch.isfinite(v).all() for v in result.params.values())
+
+
+# What a tolerance means (scikit-learn) --------------------------------------------------------------------
+
+# The maximum to 13 digits is that of SciPy's Nelder-Mead on the log-likelihood written out.
+COUNTS = (162, 267, 271, 185, 111, 61, 27, 8, 3, 1)
+DEATHS = torch.arange(10).to(torch.float64).repeat_interleave(torch.tensor(COUNTS))
+DEATHS_MAXIMUM = -1989.9458598830
+FAITHFUL_MAXIMUM = -1130.2639602
+
+
+def test_the_deaths_are_hasselblads():
+    assert torch.equal(DEATHS.sort().values, poisson_mixture.load()[0].to(torch.float64).sort().values)
+
+
+@pytest.mark.parametrize("accelerate", [None, "squarem"])
+@pytest.mark.parametrize("tol", [1.0, 1e-1, 1e-3, 1e-6])
+def test_the_deaths_to_within_the_tolerance(tol, accelerate):
+    result = run(poisson_mixture.model, DEATHS, strategy=EM(tol=tol, max_steps=5000, accelerate=accelerate))
+    assert result.converged
+    assert -1e-9 < DEATHS_MAXIMUM - result.objective < tol
+
+
+def test_a_rule_on_the_last_gain_stops_early_on_the_deaths():
+    """So that the test above has teeth; the weights such a rule calls converged are the start's."""
+    result = run(poisson_mixture.model, DEATHS, strategy=EM(tol=1e-6, max_steps=5000))
+    objective = result.history.objective
+    last_gain = int((objective.diff().iloc[1:] < 1e-3).to_numpy().argmax()) + 1
+    assert DEATHS_MAXIMUM - objective.iloc[last_gain] > 0.05
+    assert result.params["weights"].sort().values.tolist() == pytest.approx([0.3599, 0.6401], abs=2e-3)
+
+
+@pytest.mark.parametrize("accelerate", [None, "squarem"])
+@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-6])
+def test_old_faithful_to_within_the_tolerance(tol, accelerate):
+    model, data = gaussian_mixture.model, gaussian_mixture.load()
+    result = run(model, *data, strategy=EM(tol=tol, accelerate=accelerate))
+    assert result.converged
+    assert -1e-6 < FAITHFUL_MAXIMUM - result.objective < tol + 1e-7
+
+
+@pytest.mark.parametrize("accelerate", [None, "squarem"])
+def test_a_slow_mixture_to_within_the_tolerance(accelerate):
+    """Components that overlap: weights .368/.632 and .239/.761 both passed for converged."""
+    generator = torch.Generator().manual_seed(2)
+    z = (torch.rand(400, generator=generator) < 0.25).to(torch.float64)
+    x = 1.5 * z + torch.randn(400, generator=generator, dtype=torch.float64)
+    best = run(mixture, x, strategy=EM(tol=1e-9, max_steps=20000, accelerate="squarem"), init={"scale": f64(1.5)})
+    result = run(mixture, x, strategy=EM(tol=1e-2, max_steps=20000, accelerate=accelerate), init={"scale": f64(1.5)})
+    assert best.converged and result.converged
+    assert best.objective - result.objective < 1e-2
+
+
+# Frozen parameters (pomegranate) --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixed", ["weights", "locs", ("weights", "scale"), ("locs", "scale")])
+@pytest.mark.parametrize("strategy", [*EM_VARIANTS.values(), FAST], ids=[*EM_VARIANTS, "svi"])
+def test_fixed_parameters_are_the_same_bits(strategy, fixed):
+    """Thirds, whose coordinates are not those of the start after a round trip."""
+    init = {"weights": f64([1 / 3, 2 / 3]), "locs": f64([-1 / 3, 1.1]), "scale": f64(0.7)}
+    names = (fixed,) if isinstance(fixed, str) else fixed
+    start = run(mixture, X, strategy=EM(max_steps=0), init=init).params
+    result = run(mixture, X, strategy=strategy(max_steps=7, fixed=fixed), init=init, seed=5)
+    for name, value in result.params.items():
+        assert torch.equal(value, start[name]) == (name in names), name
+
+
+@pytest.mark.parametrize("strategy", [EM, partial(EM, accelerate="squarem"), partial(EM, restarts=2), FAST])
+def test_fixed_networks_are_the_same_bits(strategy):
+    net = network()
+    before = {f"net${k}": v.clone() for k, v in net.state_dict().items()}
+    result = run(gated(net), X, strategy=strategy(max_steps=3, fixed=[*before, "locs"]))
+    for name, value in before.items():
+        found = [v for k, v in result.params.items() if k.endswith(name.removeprefix("net$"))]
+        assert torch.equal(found[0], value)
+    assert torch.equal(result.params["locs"], f64([-1.0, 1.5]))
+    assert result.params["scale"] != 1.0
+
+
+# Collapse (scikit-learn) ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accelerate", [None, "squarem"])
+def test_a_component_on_two_equal_points_is_refused_by_name(accelerate):
+    x = f64([0.0, 0.0, 4.1, 4.6, 5.0, 5.3, 5.9, 6.4])
+    with pytest.raises(DegenerateError, match=r"'scales' at \[0\].*on_degenerate=") as caught:
+        run(free_scales, x, strategy=EM(accelerate=accelerate))
+    assert (caught.value.param, caught.value.element) == ("scales", (0,))
+
+
+def test_data_without_spread_are_refused():
+    """scikit-learn: a score of +11.3."""
+    for x in (f64([1.0, 1.0]), f64([0.0, 0.0, 5.0, 5.0])):
+        with pytest.raises(DegenerateError, match="scales"):
+            run(free_scales, x)
+
+
+# Missing data (hmmlearn, scikit-learn) --------------------------------------------------------------------
+
+
+def masked(x):
+    seen = ~torch.isnan(x)
+    weights = pyro.param("weights", f64([0.4, 0.6]), constraint=simplex)
+    locs = pyro.param("locs", f64([-1.0, 1.5]))
+    scale = pyro.param("scale", f64(1.0), constraint=positive)
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
+
+
+GAPS = torch.cat([X[:3], f64([torch.nan]), X[3:], f64([torch.nan, torch.nan])])
+STEPS = [EM, partial(EM, accelerate="squarem"), partial(EM, m_step=GradientMStep())]
+
+
+@pytest.mark.parametrize("em", STEPS)
+def test_missing_rows_under_a_mask_are_as_if_dropped(em):
+    found, whole = run(masked, GAPS, strategy=em(tol=0, max_steps=6)), run(mixture, X, strategy=em(tol=0, max_steps=6))
+    assert found.objective == pytest.approx(whole.objective, abs=1e-9)
+    torch.testing.assert_close(found.params, whole.params, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("start", [None, RandomDraws(), KMeans("x")])
+def test_missing_rows_do_not_poison_restarts(start):
+    best = run(mixture, X, strategy=EM(restarts=4, start=start, tol=1e-6), seed=2)
+    found = run(masked, GAPS, strategy=EM(restarts=4, start=start, tol=1e-6), seed=2)
+    assert all(torch.isfinite(v).all() for v in found.params.values())
+    assert found.objective == pytest.approx(best.objective, abs=1e-4)
+
+
+@every_em
+def test_bare_nan_is_refused(em):
+    with pytest.raises(ModelError, match=r"'x' observes NaN.*poutine\.mask"):
+        run(mixture, GAPS, strategy=em())
+
+
+# Whose objective it is (scikit-learn, ssm) ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [*EM_VARIANTS.values(), FAST], ids=[*EM_VARIANTS, "svi"])
+def test_the_objective_is_that_of_the_parameters(strategy):
+    """Neither one step late nor that of the last restart; at a cap, where a late one would show."""
+    result = run(mixture, X, strategy=strategy(max_steps=6), seed=4)
+    assert result.objective == pytest.approx(evidence(result.params), abs=1e-10)
+    assert result.log_evidence == result.objective
+    assert run(mixture, X, strategy=EM(max_steps=0), init=result).objective == pytest.approx(
+        result.objective, abs=1e-10
+    )
+
+
+@pytest.mark.parametrize("accelerate", [None, "squarem"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_objective_is_that_of_the_best_restart(seed, accelerate):
+    """Poissons far apart: some starts end in poor maxima."""
+    x = torch.cat([torch.full((20,), v, dtype=torch.float64) for v in (1.0, 2.0, 30.0, 33.0, 90.0, 95.0)])
+
+    def model(x):
+        weights = pyro.param("weights", torch.full((3,), 1 / 3), constraint=simplex)
+        rates = pyro.param("rates", f64([1.0, 1.5, 60.0]), constraint=positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Poisson(rates[z]), obs=x)
+
+    strategy = EM(restarts=6, start=RandomDraws(2.0), accelerate=accelerate)
+    result = run(model, x, strategy=strategy, seed=seed)
+    history, rates = result.history, result.params["rates"]
+    exact = (dist.Poisson(rates).log_prob(x.unsqueeze(-1)) + result.params["weights"].log()).logsumexp(-1).sum()
+    assert result.objective == pytest.approx(exact.item(), abs=1e-9)
+    assert result.objective == pytest.approx(history.objective.max(), abs=1e-9)
+    ends = history.groupby("restart").objective.last()
+    assert len(ends) == 6 and ends.max() - ends.min() > 1.0
+    assert history.restart.iloc[-1] == ends.idxmax()
+
+
+# Order and labels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("em", STEPS)
+def test_the_order_of_rows_changes_nothing(em):
+    order = torch.randperm(len(X))
+    one, other = run(mixture, X, strategy=em()), run(mixture, X[order], strategy=em())
+    assert other.objective == pytest.approx(one.objective, abs=1e-8)
+    torch.testing.assert_close(other.params, one.params, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other.posterior()["z"].probs, one.posterior()["z"].probs[order], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("em", STEPS)
+def test_the_names_of_components_change_nothing(em):
+    init = {"weights": f64([0.3, 0.7]), "locs": f64([-0.5, 2.0])}
+    swapped = {name: value.flip(0) for name, value in init.items()}
+    strategy = em(tol=0, max_steps=6)
+    one, other = run(mixture, X, strategy=strategy, init=init), run(mixture, X, strategy=strategy, init=swapped)
+    assert other.objective == pytest.approx(one.objective, abs=1e-8)
+    for name in init:
+        torch.testing.assert_close(other.params[name], one.params[name].flip(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(other.posterior()["z"].probs, one.posterior()["z"].probs.flip(-1), atol=1e-6, rtol=0)
+
+
+# One return type (ssm) ------------------------------------------------------------------------------------
+
+
+def test_one_return_type():
+    strategies = [em(max_steps=2) for em in EM_VARIANTS.values()] + [FAST(max_steps=2)]
+    results = [run(mixture, X, strategy=s) for s in strategies]
+    results += [run(gated(network()), X, strategy=s) for s in (EM(max_steps=2), FAST(max_steps=2))]
+    for result in results:
+        assert type(result) is FitResult
+        assert list(result.history.columns) == list(results[0].history.columns)
+        assert isinstance(result.objective, float) and isinstance(result.log_evidence, float)
+        assert result.objective_kind in ("log_evidence", "log_joint", "elbo")
+        assert isinstance(result.n_steps, int) and isinstance(result.status, Status)
+        assert all(isinstance(v, torch.Tensor) and not v.requires_grad for v in result.params.values())
+        assert result.posterior()["z"].probs.shape == (len(X), 2)
+        assert result.predict(num_samples=2, seed=0)["x"].shape == (2, len(X))
