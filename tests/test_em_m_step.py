@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.constraints import positive, simplex
 from untouched import refused, untouched
 
-from pyro_em import EM, DecreaseError, GradientMStep, Status, fit
+from pyro_em import EM, DecreaseError, DegenerateError, GradientMStep, Status, fit
 
 f64 = partial(torch.tensor, dtype=torch.float64)
 X = f64([-2.1, -1.7, -1.4, 0.2, 0.9, 1.6, 1.9, 2.4, 2.6, 3.1])
@@ -122,7 +122,8 @@ def test_a_step_that_lowers_q_is_undone_and_in_the_end_stalls(lr):
     result = run(m_step=GradientMStep(partial(torch.optim.SGD, lr=lr)), max_steps=100)
     assert (result.status, result.converged) == (Status.STALLED, False)
     assert result.n_steps < 100
-    assert result.history.objective.nunique() == 1 and result.objective == start.objective
+    assert result.history.objective.nunique() == 1
+    assert result.objective == pytest.approx(start.objective, rel=1e-14)
     assert all(torch.equal(value, start.params[name]) for name, value in result.params.items())
 
 
@@ -210,7 +211,9 @@ def test_collapse_ends_with_the_last_good_parameters():
             z = pyro.sample("z", dist.Categorical(f64([0.5, 0.5])))
             pyro.sample("x", dist.Normal(locs[z], scales[z]), obs=x)
 
-    result = fit(model, f64([-1.0, 1.0]), strategy=EM(max_steps=60), progress=False)
+    with refused(DegenerateError, "'scales' at \\[.\\].*on_degenerate"):
+        fit(model, f64([-1.0, 1.0]), strategy=EM(max_steps=60), progress=False)
+    result = fit(model, f64([-1.0, 1.0]), strategy=EM(max_steps=60, m_step=GradientMStep()), progress=False)
     assert not result.converged
     assert math.isfinite(result.objective)
     assert all(value.isfinite().all() for value in result.params.values())

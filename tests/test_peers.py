@@ -1,7 +1,7 @@
 """Defects that were reproduced in other EM libraries, each as a test that this one has none of them.
 
-The peers are named for what broke in them: hmmlearn, pomegranate 1.1.2, pycave, scikit-learn, ssm, torchgmm. Weights and
-minibatches, which broke in them too, have files of their own.
+The headings name what broke: hmmlearn, pomegranate 1.1.2, pycave, scikit-learn, ssm, torchgmm. Weights and minibatches,
+which broke in them too, have files of their own.
 """
 
 from functools import partial
@@ -93,18 +93,17 @@ def test_a_cap_on_svi_is_never_convergence():
 
 
 def test_a_fall_is_never_convergence():
-    calls = 0
+    """The data move off after the second step, and one small update cannot make up for it."""
+    moved = torch.zeros(())
 
-    def forgetful(x):
-        nonlocal calls
-        calls += 1
-        loc = pyro.param("loc", f64(0.0))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(f64([0.4, 0.6])))
-            pyro.sample("x", dist.Normal(loc + 2.0 * z, 1.0 + 0.01 * max(0, calls - 40)), obs=x)
+    def model(x):
+        mixture(x + moved)
 
-    strategy = EM(m_step=GradientMStep(), tol=0, max_steps=200, on_decrease="revert")
-    result = run(forgetful, X, strategy=strategy)
+    def move(info):
+        moved.fill_(3.0 if info.step >= 2 else 0.0)
+
+    strategy = EM(m_step=GradientMStep(partial(torch.optim.SGD, lr=1e-5)), tol=1e3, on_decrease="revert")
+    result = run(model, X, strategy=strategy, callbacks=[move])
     assert result.status is Status.DECREASED and not result.converged
 
 
@@ -185,13 +184,11 @@ def test_fixed_parameters_are_the_same_bits(strategy, fixed):
 @pytest.mark.parametrize("strategy", [EM, partial(EM, accelerate="squarem"), partial(EM, restarts=2), FAST])
 def test_fixed_networks_are_the_same_bits(strategy):
     net = network()
-    before = {f"net${k}": v.clone() for k, v in net.state_dict().items()}
+    before = {f"net$$${name}": value.detach().clone() for name, value in net.named_parameters()}
     result = run(gated(net), X, strategy=strategy(max_steps=3, fixed=[*before, "locs"]))
-    for name, value in before.items():
-        found = [v for k, v in result.params.items() if k.endswith(name.removeprefix("net$"))]
-        assert torch.equal(found[0], value)
-    assert torch.equal(result.params["locs"], f64([-1.0, 1.5]))
-    assert result.params["scale"] != 1.0
+    before["locs"] = f64([-1.0, 1.5])
+    for name, value in result.params.items():
+        assert torch.equal(value, before.get(name, f64(1.0))) == (name in before), name
 
 
 # Collapse (scikit-learn) ----------------------------------------------------------------------------------
@@ -286,7 +283,7 @@ def test_the_objective_is_that_of_the_best_restart(seed, accelerate):
     assert result.objective == pytest.approx(history.objective.max(), abs=1e-9)
     ends = history.groupby("restart").objective.last()
     assert len(ends) == 6 and ends.max() - ends.min() > 1.0
-    assert history.restart.iloc[-1] == ends.idxmax()
+    assert ends[history.restart.iloc[-1]] == pytest.approx(ends.max(), abs=1e-6)
 
 
 # Order and labels -----------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 BOTH = pytest.mark.parametrize("strategy", [EM(max_steps=2), SVI(max_steps=2)], ids=["em", "svi"])
 
 
-def mixture(x, weights=(0.4, 0.6), loc=(-1.0, 1.0), scale=1.0):
-    weights = pyro.param("weights", torch.tensor(weights), constraint=simplex)
+def mixture(x, shares=(0.4, 0.6), loc=(-1.0, 1.0), scale=1.0):
+    weights = pyro.param("weights", torch.tensor(shares), constraint=simplex)
     loc = pyro.param("loc", torch.tensor(loc))
     scale = pyro.param("scale", torch.tensor(scale), constraint=positive)
     with pyro.plate("data", len(x)):
@@ -68,7 +68,7 @@ def test_init(init, match, strategy):
 )
 def test_the_models_own_start(name, value, strategy):
     with refused(StartError, f"'{name}'"):
-        fit(mixture, X, **{name: value}, strategy=strategy, progress=False)
+        fit(mixture, X, **{"shares" if name == "weights" else name: value}, strategy=strategy, progress=False)
 
 
 def impossible(x):

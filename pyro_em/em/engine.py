@@ -13,6 +13,7 @@ from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.plan import Plan, make_plan
 from pyro_em.compiled.report import Row, report, traced_report
 from pyro_em.compiled.solve import Guard
+from pyro_em.em.agreement import Agreement
 from pyro_em.em.batched import BatchedModel, Stream
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import GradientMStep
@@ -25,7 +26,7 @@ from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
 from pyro_em.probing import probe
 
-__all__ = ["Engine", "Options", "choose_engine"]
+__all__ = ["Engine", "Options", "choose_engine", "program_itself"]
 
 
 class Engine(Protocol):
@@ -89,9 +90,27 @@ class Engine(Protocol):
         """Move to the maximum of Q under latents that have been labelled (see :func:`labelled`)."""
         ...
 
+    def noise(self, expectation: Any) -> float:
+        """Rounding errors of the objective, nats."""
+        ...
+
+    def agrees(self) -> bool:
+        """Whether the program, at the parameters in place, says what this engine says."""
+        ...
+
     def finish(self) -> bool:
         """Hand the parameters to the program; whether that moved them by more than rounding."""
         ...
+
+
+DISAGREES = "the program is not what it was at the values where it was probed"
+
+
+def program_itself(
+    prepared: Prepared, space: ParamSpace, options: Options, stream: Stream | None
+) -> tuple[Engine, list[Row]]:
+    """The engine that takes any model, at the parameters in place."""
+    return _traced(prepared, space, options, stream, DISAGREES)
 
 
 @dataclass(frozen=True)
@@ -123,14 +142,16 @@ def choose_engine(
     maximiser = Maximiser(
         plan.model.books, plan.probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions
     )
-    drops = options.on_degenerate == "drop"
+    drops, agreement = options.on_degenerate == "drop", Agreement(prepared, space)
     if stream is not None:
         model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space)
         if plan.is_complete and plan.regressions is None and model.fits():
-            return TensorEngine(model, maximiser, space, options.fixed, drops), report(plan)
+            return TensorEngine(model, maximiser, space, options.fixed, drops, agreement), report(plan)
         return _traced(prepared, space, options, stream, "in batches, closed forms need arguments alike in all of them")
+    if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values())):
+        return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)
     if plan.is_complete:
-        return TensorEngine(plan.model, maximiser, space, options.fixed, drops), report(plan)
+        return _traced(prepared, space, options, stream, DISAGREES)
     return MixedEngine(prepared, space, plan, maximiser, options.priors), report(plan)
 
 

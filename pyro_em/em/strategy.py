@@ -8,6 +8,7 @@ objective (Dempster, Laird & Rubin 1977, theorem 1), and one that does is undone
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +18,12 @@ import torch
 from pyro_em.data import open_batches
 from pyro_em.em.batched import Stream, open_stream
 from pyro_em.em.checks import Prepared, prepare
-from pyro_em.em.engine import Engine, Options, choose_engine
+from pyro_em.em.engine import Engine, Options, choose_engine, program_itself
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.squarem import squarem
 from pyro_em.em.starts import RandomResponsibilities, Start
-from pyro_em.em.stopping import WINDOW, remaining_gain, resolution, rounding
+from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
 from pyro_em.em.weights import plate_weights
 from pyro_em.errors import DecreaseError, ModelError, StartError
 from pyro_em.problem import Problem
@@ -39,6 +40,7 @@ class EMState:
     Attributes:
         expectation: the E-step at the parameters in place.
         engine: evaluates and moves them.
+        itself: makes the engine that runs the program, should tensors and program part ways.
         stochastic: whether the objective is that of a subsample, drawn anew each time.
     """
 
@@ -48,6 +50,7 @@ class EMState:
     engine: Engine
     inference: ExactInference
     stochastic: bool
+    itself: Callable[[], Engine]
     gains: tuple[float, ...] = ()
     next_check: int = 0
 
@@ -138,6 +141,10 @@ class EM:
         prepared, stream = self._open(problem)
         options = Options(self.m_step, self.fixed, self.priors, self.on_degenerate)
         engine, report = choose_engine(prepared, problem.space, options, stream)
+
+        def itself() -> Engine:
+            return program_itself(prepared, problem.space, options, stream)[0]
+
         if problem.attempt is not None:
             self._place(engine, problem.attempt)
         state = EMState(
@@ -147,6 +154,7 @@ class EM:
             engine=engine,
             inference=replace(prepared.inference, report=tuple(report)),
             stochastic=prepared.stochastic,
+            itself=itself,
         )
         if not torch.isfinite(torch.tensor(state.objective)):
             raise StartError(
@@ -192,7 +200,8 @@ class EM:
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
         """The objective of the parameters in place; under subsampled plates, of the last subsample."""
         moved = state.engine.finish()
-        found = state.engine.expect() if moved else state.expectation
+        engine = state.engine if state.engine.agrees() else state.itself()
+        found = state.expectation if engine is state.engine and not moved else engine.expect()
         kind: ObjectiveKind = "log_joint" if state.engine.counts_priors else "log_evidence"
         return Evaluation(found.objective, kind, found.log_evidence)
 
@@ -209,8 +218,10 @@ class EM:
 
     def _outcome(self, state: EMState) -> tuple[Status, bool]:
         """Whether to stop, and whether the gains alone said so."""
-        noise = resolution(state.expectation.spread, state.engine.dtype)
-        if self.tol == 0 or remaining_gain(state.gains, noise) >= self.tol:
+        if self.tol == 0:
+            return Status.RUNNING, False
+        noise = state.engine.noise(state.expectation)
+        if remaining_gain(state.gains, noise) >= self.tol:
             return Status.RUNNING, False
         if noise > self.tol:
             return Status.ROUNDING, True
@@ -224,13 +235,20 @@ class EM:
         if gain != gain or new.objective == float("inf"):
             old.engine.move(before)
             return replace(old, step=new.step, status=Status.NON_FINITE)
-        if gain < -noise:
+        if gain < -noise and gain < -noise - old.engine.noise(old.expectation):
             return self._fallen(old, new, before)
         new = replace(new, gains=(*old.gains, gain)[-WINDOW:])
         if new.step < new.next_check:
             return new
         status, seems_done = self._outcome(new)
+        if status is not Status.RUNNING and not new.engine.agrees():
+            return self._by_program(new)
         return replace(new, status=status, next_check=3 * new.step // 2 if seems_done else new.next_check)
+
+    def _by_program(self, state: EMState) -> EMState:
+        """Go on from here by runs of the program: its tensors are not what it says here."""
+        engine = state.itself()
+        return replace(state, engine=engine, expectation=engine.expect(), gains=(), status=Status.RUNNING)
 
     def _fallen(self, old: EMState, new: EMState, before: Any) -> EMState:
         message = (

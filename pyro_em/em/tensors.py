@@ -18,8 +18,10 @@ from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.point import Point, Tally
 from pyro_em.compiled.priors import log_prior
+from pyro_em.em.agreement import Agreement
 from pyro_em.em.batched import BatchedModel
 from pyro_em.em.placing import labelled
+from pyro_em.em.stopping import resolution
 from pyro_em.errors import DegenerateError, ModelError
 from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
@@ -46,6 +48,7 @@ class TensorEngine:
         space: the parameters.
         fixed: names of parameters that stay.
         drops: whether to go on without a component that collapses.
+        agreement: compares the model with the program; ``None`` trusts it.
     """
 
     is_stuck = False
@@ -58,7 +61,9 @@ class TensorEngine:
         space: ParamSpace,
         fixed: tuple[str, ...],
         drops: bool = False,
+        agreement: Agreement | None = None,
     ) -> None:
+        self.agreement = agreement
         self.model, self.maximiser, self.space, self.fixed = model, maximiser, space, fixed
         self.counts_priors, self.drops = bool(maximiser.priors), drops
         values = space.values()
@@ -76,6 +81,10 @@ class TensorEngine:
     def has_free(self) -> bool:
         """Whether there is a parameter to move."""
         return bool(self._free)
+
+    @property
+    def _in_memory(self) -> TensorModel:
+        return self.model.first if isinstance(self.model, BatchedModel) else self.model
 
     @cached_property
     def _free(self) -> list[str]:
@@ -117,9 +126,7 @@ class TensorEngine:
                 except DegenerateError as error:
                     if not self.drops:
                         raise
-                    stats = without_component(
-                        self.model.first if isinstance(self.model, BatchedModel) else self.model, stats, error
-                    )
+                    stats = without_component(self._in_memory, stats, error)
                     self.breaks = True
         self.theta = torch.where(self._single, theta.to(torch.float32).to(torch.float64), theta)
         return True
@@ -172,6 +179,24 @@ class TensorEngine:
         careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
         with torch.no_grad():
             self.theta = careful.maximise(self.theta, found.stats, found.weights)
+
+    def noise(self, expectation: TensorExpectation) -> float:
+        """Rounding errors of the objective, nats: of its terms, which add up at random, and of the products of features
+        and coefficients that they are made of, which cancel.
+        """
+        books, theta = self.model.books, self.theta
+        point = Point.at(theta, books, self.model.coordinates)
+        total = count = 0.0
+        for book, stats in zip(books, expectation.model.stats, strict=True):
+            total += float((point.coefficients[id(book)].clamp_min(-1e6) * stats).abs().sum())
+            count = max(count, float(stats[:, -1].sum()))
+        cancelled = 8 * torch.finfo(self.dtype).eps * total / max(count, 1.0) ** 0.5
+        return resolution(expectation.spread, self.dtype) + cancelled
+
+    def agrees(self) -> bool:
+        """Whether the program, at theta, says what its tensors say."""
+        self.finish()
+        return self.agreement is None or self.agreement.holds(self.theta)
 
     def finish(self) -> bool:
         """Hand theta to the program; whether an edge of a constraint moved it by more than rounding."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.placing import labelled
+from pyro_em.em.stopping import resolution
 from pyro_em.errors import ModelError
 from pyro_em.graph import (
     Cliques,
@@ -141,6 +142,14 @@ class TracedEngine:
         names = tuple(f.name for f in graph.factors)
         self.maximise(TracedExpectation(0.0, None, 0.0, Cliques(0.0, 0.0, weights), names))
         self._first = None
+
+    def noise(self, expectation: TracedExpectation) -> float:
+        """Rounding errors of the objective, nats."""
+        return resolution(expectation.spread, self.dtype)
+
+    def agrees(self) -> bool:
+        """It is the program."""
+        return True
 
     def finish(self) -> bool:
         """The parameters are in place already."""

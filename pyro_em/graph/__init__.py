@@ -12,6 +12,7 @@ from pyro_em.graph.eliminate import (
     log_evidence_terms,
     maximise,
     sample,
+    weighted,
 )
 from pyro_em.graph.factor import Dim, Factor, FactorGraph, Layout, Plate, Variable
 from pyro_em.graph.program import Program
@@ -40,4 +41,5 @@ __all__ = [
     "maximise",
     "sample",
     "survey",
+    "weighted",
 ]

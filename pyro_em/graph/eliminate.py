@@ -29,6 +29,7 @@ __all__ = [
     "logsumexp",
     "maximise",
     "sample",
+    "weighted",
 ]
 
 
@@ -66,8 +67,8 @@ def _forward(
     for step in plan.steps:
         if isinstance(step, PlateProduct):
             dims = plan.slots[step.input]
-            weighted = _weighted(graph, tables[step.input], dims, step.plates)
-            tables.append(weighted.sum([dims.index(p) for p in step.plates]))
+            counted = weighted(graph, tables[step.input], dims, step.plates)
+            tables.append(counted.sum([dims.index(p) for p in step.plates]))
         else:
             product = _product(tables, plan, step)
             if keep is not None:
@@ -76,7 +77,7 @@ def _forward(
     return tables
 
 
-def _weighted(graph: FactorGraph, table: Tensor, dims: Sequence[Dim], over: Sequence[Plate]) -> Tensor:
+def weighted(graph: FactorGraph, table: Tensor, dims: Sequence[Dim], over: Sequence[Plate]) -> Tensor:
     """The table times the weights of the plates in ``over``: how often each element counts in their product."""
     for plate in over:
         if plate.name in graph.weights:
@@ -104,7 +105,7 @@ def log_evidence_terms(graph: FactorGraph) -> list[Term]:
     tables = _forward(graph, plan, logsumexp)
     found = []
     for t in plan.terminals:
-        scaled = _weighted(graph, tables[t.input], plan.slots[t.input], t.plates)
+        scaled = weighted(graph, tables[t.input], plan.slots[t.input], t.plates)
         found.append(Term(t.plates, tables[t.input], scaled if t.scale == 1.0 else scaled * t.scale))
     return found
 

@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_em.graph import Factor, Intervention, Program, Term, align, build_graph, log_evidence_terms
+from pyro_em.graph import Factor, Intervention, Program, Term, align, build_graph, log_evidence_terms, weighted
 from pyro_em.graph.trace import Model, is_latent, run
 
 __all__ = ["SummedBound", "draw_guide"]
@@ -54,8 +54,9 @@ class SummedBound:
         """The bound's terms at one draw of the guide, and log q of the sites that need their score."""
         drawn, intervention = draw_guide(self.guide, args, kwargs, scales)
         graph = self.program.graph(args, kwargs, intervention)
-        guide = [f for f in build_graph(drawn, frozenset(), frozenset()).factors if is_latent(drawn.nodes[f.name])]
-        log_q = [Term(f.plates, -f.table, -f.table * f.scale) for f in guide]
+        found = build_graph(drawn, frozenset(), frozenset())
+        guide = [f for f in found.factors if is_latent(drawn.nodes[f.name])]
+        log_q = [Term(f.plates, -f.table, weighted(found, -f.table, f.dims, f.plates) * f.scale) for f in guide]
         scores = [f for f in guide if not getattr(drawn.nodes[f.name]["fn"], "has_rsample", False)]
         return log_evidence_terms(graph) + log_q, scores
 

@@ -1,0 +1,55 @@
+"""Whether a compiled model still says what the program says.
+
+Probing looks at a few points, and a program may do otherwise at others in ways that leave no trace. So the two are
+compared at the start, and where the fit wants to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.plan import make_plan
+from pyro_em.em.checks import Prepared
+from pyro_em.graph import Intervention, log_evidence_terms
+from pyro_em.params import ParamSpace
+from pyro_em.probing import probe
+
+__all__ = ["Agreement"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Compares log evidences on the first rows of large data, on all of small data.
+
+    Attributes:
+        prepared: the checked model.
+        space: its parameters.
+    """
+
+    prepared: Prepared
+    space: ParamSpace
+
+    def holds(self, theta: Tensor) -> bool:
+        """Whether both agree at theta, which must be in place in the program."""
+        inference, (args, kwargs) = self.prepared.inference, self.prepared.head
+        whole = self.prepared.head is self.prepared.data
+        weights: Mapping[str, Tensor] = self.prepared.weights if whole else {}
+        look = self.prepared.intervention if whole else Intervention()
+        with torch.no_grad(), pyro.validation_enabled(False):
+            graph = inference.graph(args, kwargs, look)
+            together = {**graph.weights, **{n: w * graph.weights.get(n, 1.0) for n, w in weights.items()}}
+            terms = [t.scaled for t in log_evidence_terms(replace(graph, weights=together))]
+        traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5
+        probed = probe(inference.program, self.space, args, kwargs, look)
+        plan = make_plan(probed, weights, False, ())
+        if not plan.is_complete:
+            return False
+        compiled = plan.model.expect(theta).log_evidence
+        kinds = {plan.model.dtype, *(v.dtype for v in self.space.values().values())}
+        tolerance = 1e-3 if torch.float32 in kinds else 1e-6
+        return compiled == traced or abs(compiled - traced) <= tolerance * (1 + spread + 1e-3 * abs(traced))
