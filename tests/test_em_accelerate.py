@@ -49,14 +49,14 @@ def chain(x):
 
 
 def gated(x):
-    """Mixing weights from a network of fixed initial values."""
-    hidden = pyro.param("hidden", f64([0.5, -1.0, 0.2]))
-    out = pyro.param("out", f64([[0.3, -0.2, 0.1], [-0.3, 0.4, 0.2]]))
-    locs = pyro.param("locs", f64([-1.0, 1.5]))
+    """Mixing weights from a small network: no closed form reaches its parameters."""
+    hidden, out = pyro.param("hidden", f64([0.3, -0.2])), pyro.param("out", f64([0.2, -0.1]))
+    locs = pyro.param("locs", f64([-0.5, 0.5]))
     scale = pyro.param("scale", f64(1.0), constraint=positive)
     with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(logits=torch.tanh(x.unsqueeze(-1) * hidden) @ out.mT))
-        pyro.sample("y", dist.Normal(locs[z], scale), obs=x.square() - x)
+        odds = out[0] + out[1] * torch.tanh(hidden[0] + hidden[1] * x)
+        z = pyro.sample("z", dist.Categorical(logits=torch.stack([odds, -odds], -1)))
+        pyro.sample("y", dist.Normal(locs[z], scale), obs=torch.where(x > 0, 1.5, -1.5) + 0.7 * torch.sin(17 * x))
 
 
 def bayesian(x):
@@ -122,7 +122,7 @@ def starts(num):
 def test_the_deaths_from_fifty_starts():
     """The textbook case: plain EM needs thousands of E-steps, SQUAREM tens."""
     fast = [squarem(poisson_mixture.model, DEATHS, init=s, tol=1e-8, max_steps=20000) for s in starts(50)]
-    plain = [run(poisson_mixture.model, DEATHS, init=s, tol=1e-8, max_steps=20000) for s in starts(5)]
+    plain = [run(poisson_mixture.model, DEATHS, init=s, tol=1e-8, max_steps=20000) for s in starts(3)]
     for result in [*fast, *plain]:
         assert result.converged
         assert result.objective == pytest.approx(MAXIMUM, abs=1e-6)
@@ -133,7 +133,7 @@ def test_the_deaths_from_fifty_starts():
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6, 1e-8])
 def test_the_tolerance_means_the_same(tol):
-    for start in starts(4):
+    for start in starts(3):
         result = squarem(poisson_mixture.model, DEATHS, init=start, tol=tol)
         assert result.converged
         assert -1e-9 < MAXIMUM - result.objective < tol + 1e-10
@@ -151,7 +151,7 @@ def test_steps_are_e_steps():
 
 @each_case
 def test_the_objective_never_falls(model, data):
-    result = squarem(model, data(), tol=0, max_steps=40)
+    result = squarem(model, data(), tol=0, max_steps=24)
     gains = result.history.objective.diff().dropna()
     assert gains.min() >= -1e-10 * (1 + abs(result.objective))
     assert all(torch.isfinite(v).all() for v in result.params.values())
@@ -163,20 +163,14 @@ def test_the_same_optimum(model, data):
     plain, fast = run(model, x, tol=1e-4, max_steps=3000), squarem(model, x, tol=1e-4, max_steps=3000)
     assert plain.converged and fast.converged
     assert fast.objective == pytest.approx(plain.objective, abs=2e-4)
+    assert fast.n_steps <= 1.5 * plain.n_steps + 6
     assert run(model, x, max_steps=0, init=fast).objective == pytest.approx(fast.objective, abs=1e-8)
-
-
-@each_case
-def test_it_is_no_slower(model, data):
-    x = data()
-    steps = [run(model, x, tol=1e-3, max_steps=3000, accelerate=a).n_steps for a in (None, "squarem")]
-    assert steps[1] <= 1.5 * steps[0] + 6
 
 
 def test_wild_starts():
     """Extrapolations that overshoot are not taken."""
     x = points()
-    for seed in range(6):
+    for seed in range(4):
         result = squarem(normals, x, start=RandomDraws(2.0), seed=seed, on_degenerate="restart")
         assert result.history.objective.diff().dropna().min() > -1e-8
         assert all(torch.isfinite(v).all() for v in result.params.values())

@@ -17,7 +17,7 @@ from pyro_em.families import Cells, Family
 from pyro_em.probing import Coordinates, ProbedSite, Selected, SiteParts
 from pyro_em.probing.routes import linked
 
-__all__ = ["Book", "books_of"]
+__all__ = ["Book", "books_of", "picked", "stretch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,16 @@ class Book:
     def values(self, coordinates: Coordinates, theta: Tensor) -> dict[str, Tensor]:
         """Each argument's values at theta, shape (G, *block)."""
         sources = {
-            link: torch.cat([theta if link == "identity" else linked(coordinates, theta, link), self.constants])
-            for link in set(self.links.values())
+            link: theta if link == "identity" else linked(coordinates, theta, link) for link in set(self.links.values())
         }
-        return {name: sources[self.links[name]][rows] for name, rows in self.rows.items()}
+        if len(self.constants):
+            sources = {link: torch.cat([source, self.constants]) for link, source in sources.items()}
+        return {name: picked(sources[self.links[name]], rows, self.spans[name]) for name, rows in self.rows.items()}
+
+    @cached_property
+    def spans(self) -> dict[str, int | None]:
+        """Where an argument's values are one stretch of (theta, constants), its start: a view, not a gather."""
+        return {name: stretch(rows) for name, rows in self.rows.items()}
 
     def spread(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each cell's arguments, the location relative to the origin: shape (C, *block)."""
@@ -112,6 +118,19 @@ class Book:
         if self.origin is None or self.location is None:
             return None
         return self.of_groups(self.location, self.origin)
+
+
+def stretch(index: Tensor) -> int | None:
+    """The first of consecutive positions; ``None`` where they are not."""
+    flat = index.reshape(-1)
+    if not len(flat) or not torch.equal(flat, flat[0] + torch.arange(len(flat))):
+        return None
+    return int(flat[0])
+
+
+def picked(source: Tensor, index: Tensor, start: int | None) -> Tensor:
+    """``source[index]``, as a view where the index is a stretch."""
+    return source[index] if start is None else source[start : start + index.numel()].view(index.shape)
 
 
 def books_of(sites: Sequence[ProbedSite], coordinates: Coordinates) -> list[Book]:

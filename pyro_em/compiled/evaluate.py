@@ -124,7 +124,10 @@ class Dense:
 
 def dense(factor: TensorFactor, coefficients: Tensor) -> Dense:
     """Coefficients over states and (feature, element) pairs."""
-    own = coefficients[factor.cell[0]]
+    if factor.in_order:
+        own = coefficients.view(factor.num_states, -1, coefficients.shape[1])
+    else:
+        own = coefficients[factor.cell[0]]
     own = own.expand(factor.num_states, *own.shape[1:]) if own.shape[0] == 1 else own
     matrix = own[..., :-1].transpose(1, 2).flatten(1)
     last = own[..., -1]

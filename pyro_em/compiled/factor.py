@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.cells import Book
+from pyro_em.compiled.cells import Book, stretch
 from pyro_em.graph import Plate, Variable
 from pyro_em.probing import SiteParts
 
@@ -61,6 +61,12 @@ class TensorFactor:
     def num_states(self) -> int:
         """Number of joint states K."""
         return prod(v.size for v in self.scope)
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether states and elements use the book's cells one after the other, all of them."""
+        alike = self.cell.shape[0] == 1 and self.cell.shape[1] == self.num_states
+        return alike and self.cell.numel() == self.book.size and stretch(self.cell) == 0
 
     @cached_property
     def num_features(self) -> int:

@@ -103,7 +103,11 @@ class Maximiser:
                 found = found + (theta[rows] - found).mean(-1, keepdim=True)
             elif link.name == "normalise":
                 found = found * theta[rows].sum(-1, keepdim=True)
-            theta[rows] = found
+            start = book.spans[block.argument] if block.all_free else None
+            if start is None:
+                theta[rows] = found
+            else:
+                theta[start : start + found.numel()].copy_(found.reshape(-1))
         else:
             inside = rows < len(theta)
             theta[rows[inside]] = found[inside]

@@ -121,7 +121,8 @@ class Mixture:
     def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
         offset = torch.zeros(states, 1, dtype=torch.float64)
         for f, (linear, base) in zip(self.constant, self.designs, strict=True):
-            own = point.coefficients[id(f.book)][f.cell[0]]
+            whole = point.coefficients[id(f.book)]
+            own = whole[None] if f.cell.numel() == 1 == f.book.size else whole[f.cell[0]]
             offset = offset + (own * linear).sum((1, 2)).unsqueeze(1) + base
         parts = [dense(f, point.coefficients[id(f.book)]) for f in self.flat]
         for part in parts:
@@ -137,10 +138,16 @@ class Mixture:
             count = counts[:, None] if f.mask is None else part[:, size:]
             by_feature = part[:, :size].reshape(len(part), -1, elements)
             values = torch.cat([by_feature, count.expand(-1, elements).unsqueeze(1)], 1).transpose(1, 2)
+            if f.in_order:
+                stats[id(f.book)].add_(values.reshape(f.book.size, -1))
+                continue
             cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
             stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
         for f, (linear, _) in zip(self.constant, self.designs, strict=True):
             values = counts[:, None, None] * linear
+            if f.cell.numel() == 1 == f.book.size:
+                stats[id(f.book)].add_(values.sum((0, 1)))
+                continue
             cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
             stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
 

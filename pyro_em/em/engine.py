@@ -22,9 +22,9 @@ from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
 from pyro_em.em.traced_batches import TracedBatches
 from pyro_em.errors import ModelError
-from pyro_em.graph import Variable
+from pyro_em.graph import Intervention, Variable
 from pyro_em.params import ParamSpace
-from pyro_em.probing import probe
+from pyro_em.probing import Opaque, Probed, probe
 
 __all__ = ["Engine", "Options", "choose_engine", "program_itself"]
 
@@ -162,11 +162,20 @@ def _plan(prepared: Prepared, space: ParamSpace, options: Options) -> Plan | str
     if prepared.stochastic:
         return "a plate draws a random part of its data in each iteration"
     program = prepared.inference.program
+    whole = prepared.head is prepared.data
     try:
-        probed = probe(program, space, *prepared.data, prepared.intervention)
+        # Of large data, gradients are followed on the first rows only: all of it would take the memory of tables.
+        few = whole or _has_detached(probe(program, space, *prepared.head, Intervention()))
+        probed = probe(program, space, *prepared.data, prepared.intervention, gradients=few)
     except ModelError as error:
         return f"the model does not run at other parameters: {error}"
     return make_plan(probed, prepared.weights, options.priors, options.fixed)
+
+
+def _has_detached(probed: Probed) -> bool:
+    """Whether a route is one by values but not by gradients."""
+    routes = [r for s in probed.sites.values() for r in s.routes.values()]
+    return any(isinstance(r, Opaque) and "detached" in r.reason for r in routes)
 
 
 def _traced(

@@ -100,5 +100,5 @@ def _nearest(data: Tensor, variable: Variable) -> Tensor:
     rows = data.reshape(prod(p.size for p in variable.plates), -1).to(torch.float64).nan_to_num(0.0)
     rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     seed = int(torch.randint(2**31 - 1, ()))
-    centres, _ = kmeans_plusplus(rows.numpy(), variable.size, random_state=seed)
+    centres, _ = kmeans_plusplus(rows.numpy(), min(variable.size, len(rows)), random_state=seed)
     return torch.cdist(rows, torch.as_tensor(centres)).argmin(1)

@@ -77,9 +77,17 @@ class _Substitute(Messenger):
 
 
 def probe(
-    program: Program, space: ParamSpace, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention
+    program: Program,
+    space: ParamSpace,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    intervention: Intervention,
+    gradients: bool = True,
 ) -> Probed:
     """Probe a model; its parameters hold what they held before.
+
+    Args:
+        gradients: whether to see that gradients flow where values do; on large data that takes the memory of tables.
 
     Raises:
         ModelError: the model does not run at other parameter values.
@@ -96,7 +104,7 @@ def probe(
     finally:
         space.restore(start)
     here = _run(program, space, coordinates, (args, kwargs), intervention, first=False)
-    sites = {n: _site(n, here, runs, coordinates) for n in here.found.sites if n not in program.priors}
+    sites = {n: _site(n, here, runs, coordinates, gradients) for n in here.found.sites if n not in program.priors}
     if any(_is_unexplained(route) for site in sites.values() for route in site.routes.values()):
         near = _near(program, space, coordinates, (args, kwargs), intervention)
         sites = {n: _with_designs(site, near, coordinates) for n, site in sites.items()}
@@ -204,7 +212,7 @@ def _prior(name: str, here: _Run, runs: list[_Run]) -> tuple[str, ...]:
     return params if params or alike else tuple(p for p in runs[0].leaves if p != name)
 
 
-def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates) -> ProbedSite:
+def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates, gradients: bool) -> ProbedSite:
     parts, seen = here.parts[name], [run.parts.get(name, "it is not in every run") for run in runs]
     if not isinstance(parts, SiteParts) or not all(isinstance(p, SiteParts) for p in seen):
         reason = parts if isinstance(parts, str) else next((p for p in seen if isinstance(p, str)), "")
@@ -212,13 +220,17 @@ def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates) -> 
     parts, *known = as_independent([parts, *(p for p in seen if isinstance(p, SiteParts))])
     if any(p.data.shape != parts.data.shape or not _same(p.data, parts.data) for p in known):
         return ProbedSite(name, "its observed value depends on parameters", {}, tuple(coordinates.shapes))
-    routes = {a.name: _route(a, [p.arguments[a.name] for p in known], runs, coordinates) for a in parts.family.args}
+    routes = {
+        a.name: _route(a, [p.arguments[a.name] for p in known], runs, coordinates, gradients) for a in parts.family.args
+    }
     leaves = runs[0].leaves
     params = {p for a in parts.family.args for p in trail(known[0].arguments[a.name], leaves, runs[0].stored).params}
     return ProbedSite(name, parts, routes, tuple(n for n in leaves if n in params))
 
 
-def _route(argument: Argument, draws: list[Tensor], runs: list[_Run], coordinates: Coordinates) -> Route:
+def _route(
+    argument: Argument, draws: list[Tensor], runs: list[_Run], coordinates: Coordinates, gradients: bool
+) -> Route:
     leaves, thetas = runs[0].leaves, [run.theta for run in runs]
     behind = trail(draws[0], leaves, runs[0].stored)
     params = behind.params
@@ -233,7 +245,7 @@ def _route(argument: Argument, draws: list[Tensor], runs: list[_Run], coordinate
     exact = draws[0].dtype == torch.float64
     values = [d.detach().to(torch.float64) for d in draws]
     found = match(argument, values, thetas, coordinates, exact)
-    if found is not None and _flows(draws[0], found, leaves):
+    if found is not None and (not gradients or _flows(draws[0], found, leaves)):
         return found
     if found is not None:
         return Opaque(params, "by value but not by gradient: part of it is detached")
