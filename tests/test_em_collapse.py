@@ -368,6 +368,47 @@ def test_a_component_without_data_stays_finite(policy, accelerate):
     assert torch.isfinite(result.predict(num_samples=3, seed=0)["x"]).all()
 
 
+def spread_over_all(kind):
+    """A mixture of two and a spread that all components share, on the first two components' data."""
+
+    def model(x, locs):
+        num = len(locs)
+        weights = pyro.param("weights", torch.full((num,), 1 / num), constraint=simplex)
+        locs = pyro.param("locs", locs)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            if kind == "normal":
+                scale = pyro.param("scale", f64(1.0), constraint=positive)
+                fn = dist.Normal(locs[z, 0], scale)
+            elif kind == "student":
+                scale = pyro.param("scale", f64(1.0), constraint=positive)
+                fn = dist.StudentT(5.0, locs[z, 0], scale)
+            elif kind == "diagonal":
+                scale = pyro.param("scale", f64([1.0, 1.0]), constraint=positive)
+                fn = dist.Normal(locs[z], scale).to_event(1)
+            else:
+                tril = pyro.param("tril", torch.eye(2), constraint=lower_cholesky)
+                fn = dist.MultivariateNormal(locs[z], scale_tril=tril)
+            pyro.sample("x", fn, obs=x[:, 0] if kind in ("normal", "student") else x)
+
+    return model
+
+
+@pytest.mark.parametrize("kind", ["normal", "student", "diagonal", "full"])
+def test_a_component_without_data_does_not_hold_up_the_others(kind):
+    """What it shares with them goes on as if it were not there."""
+    model, locs = spread_over_all(kind), f64([[0.0, 0.0], [5.0, 1.0], [1e6, 0.0]])
+    x = torch.cat([XY[2:] - 6.0, XY])
+
+    def after(locs):
+        return fit(model, x, locs, strategy=EM(max_steps=5, tol=0), progress=False).params
+
+    three, two = after(locs), after(locs[:2])
+    for name, value in two.items():
+        found = three[name][:2] if name in ("weights", "locs") else three[name]
+        torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @accelerated
 def test_a_covariance_without_data_stays_finite(accelerate):
     result = run(fulls, XY[2:], init={"locs": f64([[1e6, 0.0], [5.0, 1.0]])}, accelerate=accelerate)
