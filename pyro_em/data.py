@@ -153,7 +153,13 @@ def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Batc
 def whole(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with a ``DataLoader`` among them, if any, replaced by all its data."""
     batches = open_batches(args, kwargs, None)
-    return (args, kwargs) if batches is None else batches.whole()
+    args, kwargs = (args, kwargs) if batches is None else batches.whole()
+    return tuple(_in_memory(a) for a in args), {k: _in_memory(a) for k, a in kwargs.items()}
+
+
+def _in_memory(value: Any) -> Any:
+    """A ``numpy.memmap`` as the tensor that a model expects; anything else as it is."""
+    return torch.from_numpy(np.array(value)) if isinstance(value, np.memmap) else value
 
 
 def dense(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

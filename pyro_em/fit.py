@@ -125,8 +125,11 @@ def _loop(
     problem: Problem,
     state: Any,
     most: int | None,
-) -> tuple[list[StepInfo], Any]:
-    rows = [] if state.objective is None else [StepInfo(0, state.objective, time.perf_counter() - began)]
+    rows: list[StepInfo],
+) -> Any:
+    """Step until a stopping rule speaks, writing every step into ``rows``; the state at the end."""
+    if state.objective is not None:
+        rows.append(StepInfo(0, state.objective, time.perf_counter() - began))
     step = 0
     cap = min(math.inf if limit is None else limit for limit in (strategy.max_steps, most))
     with tqdm(total=strategy.max_steps, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
@@ -141,4 +144,4 @@ def _loop(
                 state = replace(state, status=Status.STOPPED)
     if state.status is Status.RUNNING:
         state = replace(state, status=Status.MAX_STEPS)
-    return rows, state
+    return state

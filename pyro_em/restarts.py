@@ -19,7 +19,7 @@ __all__ = ["SHORT", "Run", "run_all"]
 SHORT = 20  # iterations of a short run
 ATTEMPTS = 20  # starts that may collapse before on_degenerate="restart" gives up
 
-Loop = Callable[[Problem, Any, int | None], tuple[list[StepInfo], Any]]
+Loop = Callable[[Problem, Any, int | None, list[StepInfo]], Any]
 
 
 @dataclass
@@ -46,7 +46,7 @@ def run_all(problem: Problem, strategy: Strategy, loop: Loop) -> Run:
     Args:
         problem: the first start.
         strategy: may have ``restarts`` and ``on_degenerate``.
-        loop: from a problem, its initial state and a cap on steps to the rows and the final state.
+        loop: from a problem, its initial state and a cap on steps to the final state; it writes the history's rows.
 
     Raises:
         DegenerateError: every start collapsed.
@@ -58,23 +58,24 @@ def run_all(problem: Problem, strategy: Strategy, loop: Loop) -> Run:
     rows: list[StepInfo] = []
     for attempt in range(again):
         try:
-            run = _once(problem, strategy, loop, attempt, None)
+            return Run(rows, _once(problem, strategy, loop, attempt, None, rows))
         except DegenerateError:
             if attempt == again - 1:
                 raise
-            continue
-        return Run(rows + run.rows, run.state)
     raise AssertionError("unreachable")
 
 
-def _once(problem: Problem, strategy: Strategy, loop: Loop, attempt: int, cap: int | None) -> Run:
-    """One start, on a random stream of its own after the first."""
+def _once(problem: Problem, strategy: Strategy, loop: Loop, attempt: int, cap: int | None, rows: list[StepInfo]) -> Any:
+    """One start, on a random stream of its own after the first; its rows stay when it collapses."""
     if attempt:
         problem.space.forget()
         pyro.set_rng_seed(int(torch.randint(2**31 - 1, ())))
     problem = replace(problem, attempt=attempt)
-    rows, state = loop(problem, strategy.init(problem), cap)
-    return Run([replace(row, restart=attempt) for row in rows], state)
+    own: list[StepInfo] = []
+    try:
+        return loop(problem, strategy.init(problem), cap, own)
+    finally:
+        rows += [replace(row, restart=attempt) for row in own]
 
 
 def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) -> Run:
@@ -82,14 +83,13 @@ def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) ->
     best, last_error = _Best(), None
     for attempt in range(restarts):
         try:
-            run = _once(problem, strategy, loop, attempt, SHORT)
-            evaluation = strategy.evaluate(problem, run.state)
+            state = _once(problem, strategy, loop, attempt, SHORT, rows)
+            evaluation = strategy.evaluate(problem, state)
         except DegenerateError as error:
             last_error = error
             continue
-        rows += run.rows
         if evaluation.objective > best.objective:
-            steps = run.rows[-1].step if run.rows else 0
+            steps = rows[-1].step if rows else 0
             best = _Best(evaluation.objective, attempt, steps, problem.space.snapshot())
     if not best.point:
         assert last_error is not None
@@ -100,6 +100,7 @@ def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) ->
 def _continued(problem: Problem, strategy: Strategy, loop: Loop, rows: list[StepInfo], best: _Best) -> Run:
     """The best short run, to its end."""
     problem = replace(problem, start=lambda: problem.space.restore(best.point), attempt=None)
-    more, state = loop(problem, strategy.init(problem), None)
+    more: list[StepInfo] = []
+    state = loop(problem, strategy.init(problem), None, more)
     tail = [replace(row, step=row.step + best.steps, restart=best.restart) for row in more if row.step]
     return Run(rows + tail, state)

@@ -7,7 +7,6 @@ without limit as its spread goes to nothing (Kiefer & Wolfowitz 1956). What arit
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from pyro_em.compiled.cells import Book
 from pyro_em.errors import DegenerateError
 from pyro_em.probing import Coordinates
 
-__all__ = ["COLLAPSED", "FLOOR", "floored", "refuse", "too_narrow"]
+__all__ = ["COLLAPSED", "FLOOR", "at_floor", "floored", "ran_out", "refuse", "too_narrow"]
 
 # Variance as a share of the data's: below COLLAPSED second moments are rounding errors; FLOOR is what is left instead.
 COLLAPSED = {torch.float64: 1e-11, torch.float32: 1e-6}
@@ -44,6 +43,18 @@ def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) ->
     return ~(values.diagonal(dim1=-2, dim2=-1).square() > COLLAPSED[dtype] * data).all(-1)
 
 
+def at_floor(book: Book, argument: str, values: Tensor, slack: float) -> bool:
+    """Whether some variance of a spread argument is at most ``slack`` times its floor."""
+    data = reference(book, argument)
+    if data is None or not next(a for a in book.family.args if a.name == argument).spread:
+        return False
+    if values.dim() > 1:
+        unit = data.clamp_min(torch.finfo(data.dtype).tiny).sqrt()
+        scaled = values / unit.unsqueeze(-1)
+        return bool((torch.linalg.eigvalsh(scaled @ scaled.mT) <= FLOOR * slack).any())
+    return bool((values.square() <= FLOOR * slack * data).any())
+
+
 def floored(book: Book, argument: str, values: Tensor, covariance: Callable[[], Tensor]) -> Tensor:
     """The maximiser among spreads of at least ``FLOOR`` of the data's variance.
 
@@ -64,20 +75,43 @@ def floored(book: Book, argument: str, values: Tensor, covariance: Callable[[], 
     return torch.where(narrow, factor, values)
 
 
-def refuse(book: Book, argument: str, group: int, value: float, count: float, coordinates: Coordinates) -> Any:
-    """The error for a collapsed value of an argument."""
+def refuse(
+    book: Book, argument: str, group: int, value: float, count: float, coordinates: Coordinates
+) -> DegenerateError:
+    """The error for a collapsed value of a spread."""
+    name, index = _element(book, argument, group, coordinates)
+    return DegenerateError(
+        f"A component collapsed: {argument} of {type(book.family).__name__}, given by parameter {name!r} at "
+        f"{list(index)}, fell to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum there. "
+        f"Share the parameter over components, give it a prior, start elsewhere (restarts=, start=), or {CHOICES}.",
+        name,
+        index,
+        value,
+    )
+
+
+def ran_out(book: Book, argument: str, group: int, count: float, coordinates: Coordinates) -> DegenerateError:
+    """The error for a component without data."""
+    name, index = _element(book, argument, group, coordinates)
+    return DegenerateError(
+        f"A component is empty: {argument} of {type(book.family).__name__}, given by parameter {name!r} at "
+        f"{list(index)}, holds {count:.3g} data. Take fewer components, start elsewhere (restarts=, start=), or "
+        f"{CHOICES}.",
+        name,
+        index,
+        count,
+    )
+
+
+CHOICES = 'choose on_degenerate="floor", "drop" or "restart"'
+
+
+def _element(book: Book, argument: str, group: int, coordinates: Coordinates) -> tuple[str, tuple[int, ...]]:
+    """The parameter, and its element, behind a value of an argument."""
     element = int(book.rows[argument][group].reshape(-1)[0])
     for name, start in coordinates.starts().items():
         shape = coordinates.shapes[name]
         if start <= element < start + torch.Size(shape).numel():
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(element - start), shape)) if shape else ()
-            return DegenerateError(
-                f"A component collapsed: {argument} of {type(book.family).__name__}, given by parameter {name!r} at "
-                f"{list(index)}, fell to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum "
-                "there. Share the parameter over components, give it a prior, start elsewhere (restarts=, start=), or "
-                'choose on_degenerate="floor", "drop" or "restart".',
-                name,
-                index,
-                value,
-            )
+            index = torch.unravel_index(torch.tensor(element - start), shape) if shape else ()
+            return name, tuple(int(i) for i in index)
     raise AssertionError("a collapsed value stands on no parameter")

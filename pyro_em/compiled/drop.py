@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.cells import Book
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.model import TensorModel
 from pyro_em.errors import DegenerateError
@@ -14,26 +15,33 @@ from pyro_em.families.categorical import Categorical
 __all__ = ["without_component"]
 
 
-def without_component(model: TensorModel, stats: tuple[Tensor, ...], error: DegenerateError) -> tuple[Tensor, ...]:
+def without_component(
+    model: TensorModel, stats: tuple[Tensor, ...], error: DegenerateError, free: Collection[str]
+) -> tuple[Tensor, ...]:
     """Statistics in which no datum belongs to the component.
 
+    Args:
+        free: names of parameters that may move.
+
     Raises:
-        DegenerateError: the parameter is shared by all states, or the probability of its state is no parameter.
+        DegenerateError: the parameter is shared by all states, or the probability of its state cannot move.
     """
     start, shape = model.coordinates.starts()[error.param], model.coordinates.shapes[error.param]
     flat = 0
     for size, i in zip(shape, error.element, strict=True):
         flat = flat * size + i
     found, states = _silenced(model, stats, start + flat)
-    variables = {f.scope[-1].name for f in states if f.scope}
-    for factor, own in [(f, g) for f in states for g in model.factors if isinstance(g, TensorFactor) and g.own]:
-        if own.name not in variables or not isinstance(own.book.family, Categorical):
-            continue
-        at = model.books.index(_book(model, own))
-        for k in states[factor]:
+    gone = {f.scope[-1].name: served for f, served in states.items()}
+    drawn = [f for f in model.factors if isinstance(f, TensorFactor) and f.own and f.name in gone]
+    if not drawn or len(drawn) < len(gone):
+        raise error
+    for own in drawn:
+        if not isinstance(own.book.family, Categorical) or not own.book.names or not own.book.names <= set(free):
+            raise error
+        at = next(i for i, b in enumerate(model.books) if b is own.book)
+        for k in gone[own.name]:
             found[at][own.cell.reshape(-1).unique(), k] = 0.0
-        return tuple(found)
-    raise error
+    return tuple(found)
 
 
 def _silenced(
@@ -55,7 +63,3 @@ def _silenced(
             states[f] = served.nonzero().squeeze(-1).tolist()
             found[i][f.cell[:, served].reshape(-1)] = 0.0
     return found, states
-
-
-def _book(model: TensorModel, factor: TensorFactor) -> Book:
-    return next(b for b in model.books if b is factor.book)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book
+from pyro_em.compiled.collapse import at_floor
 from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
 from pyro_em.compiled.priors import Prior
@@ -77,6 +78,16 @@ class Maximiser:
             for block in blocks:
                 self._write(book, block, values[block.argument], theta)
         return torch.where(torch.isfinite(theta), theta, old)  # what no datum speaks of stays as it was
+
+    def is_held(self, theta: Tensor, slack: float = 1 + 1e-6) -> bool:
+        """Whether a spread is at most ``slack`` times the floor that the guard holds it at."""
+        if not self.guard.floor:
+            return False
+        return any(
+            at_floor(self.books[i], b.argument, self.books[i].values(self.coordinates, theta)[b.argument], slack)
+            for i, blocks in self._blocks.items()
+            for b in blocks
+        )
 
     @cached_property
     def _blocks(self) -> dict[int, list[Block]]:

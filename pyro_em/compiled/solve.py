@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book
-from pyro_em.compiled.collapse import floored, refuse, too_narrow
+from pyro_em.compiled.collapse import floored, ran_out, refuse, too_narrow
 from pyro_em.compiled.ownership import Block
 from pyro_em.families import Cells
 from pyro_em.families.newton import newton
@@ -19,6 +19,7 @@ __all__ = ["Guard", "is_closed", "solve_in_turn", "solve_jointly"]
 
 SWEEPS = 200
 STILL = 1e-13
+EMPTY = 1e-10  # data that a component holds when it has run out of them
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,28 @@ class Guard:
         coordinates: of the parameters, to name them.
         floor: hold spreads at a floor instead of raising.
         dtype: of the arithmetic the statistics come from.
+        living: by book and argument, which values had data at first.
     """
 
     coordinates: Coordinates
     floor: bool
     dtype: torch.dtype
+    living: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+
+    def _watch(self, book: Book, block: Block, cells: Cells) -> None:
+        """See that no component of a location has run out of data.
+
+        Raises:
+            DegenerateError: one has, though it had some at first, and this guard does not floor.
+        """
+        if block.argument != book.location:
+            return
+        counts = cells.pool(cells.stats[:, -1])
+        living = self.living.setdefault((id(book), block.argument), counts > 1.0)
+        empty = living & block.free & (counts < EMPTY)
+        if not self.floor and bool(empty.any()):
+            g = int(empty.nonzero()[0, 0])
+            raise ran_out(book, block.argument, g, float(counts[g]), self.coordinates)
 
     def checked(self, book: Book, block: Block, values: Tensor, cells: Cells) -> Tensor:
         """The values, none of them collapsed.
@@ -41,6 +59,7 @@ class Guard:
         Raises:
             DegenerateError: one is, and this guard does not floor.
         """
+        self._watch(book, block, cells)
         narrow = too_narrow(book, block.argument, values, self.dtype)
         if narrow is None:
             return values
@@ -65,7 +84,7 @@ def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: di
     if not _is_coupled(book, blocks):
         for block in blocks:
             found, old = _conditional(book, block, stats, values, guard), values[block.argument]
-            values[block.argument] = found if block.all_free else _kept(block, found, old)
+            values[block.argument] = found if block.all_free and block is blocks[-1] else _kept(block, found, old)
         return
     for sweep in range(SWEEPS):
         before = dict(values)

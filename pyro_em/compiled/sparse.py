@@ -78,7 +78,11 @@ class SparseFactor:
     def row_base(self) -> Tensor:
         """The base measure of each row."""
         logs = torch.sparse_csr_tensor(
-            self.x.crow_indices(), self.x.col_indices(), torch.lgamma(self.x.values() + 1), self.x.shape
+            self.x.crow_indices(),
+            self.x.col_indices(),
+            torch.lgamma(self.x.values() + 1),
+            self.x.shape,
+            check_invariants=False,
         )
         ones = torch.ones(self.x.shape[1], 1, dtype=torch.float64)
         return (torch.lgamma((self.x @ ones) + 1) - logs @ ones).squeeze(1)
@@ -105,4 +109,6 @@ def _rows(x: Tensor, start: int, stop: int) -> Tensor:
     crow = x.crow_indices()[start : stop + 1]
     part = slice(int(crow[0]), int(crow[-1]))
     shape = (stop - start, x.shape[1])
-    return torch.sparse_csr_tensor(crow - crow[0], x.col_indices()[part], x.values()[part], shape)
+    return torch.sparse_csr_tensor(
+        crow - crow[0], x.col_indices()[part], x.values()[part], shape, check_invariants=False
+    )

@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_em.compiled import TensorModel
 from pyro_em.compiled.plan import make_plan
 from pyro_em.em.checks import Prepared
 from pyro_em.graph import Intervention, log_evidence_terms
@@ -34,8 +35,12 @@ class Agreement:
     prepared: Prepared
     space: ParamSpace
 
-    def holds(self, theta: Tensor) -> bool:
-        """Whether both agree at theta, which must be in place in the program."""
+    def holds(self, theta: Tensor, model: TensorModel) -> bool:
+        """Whether both agree at theta, which must be in place in the program.
+
+        Args:
+            model: of all data, where these are few; of large data, another is made of the first rows.
+        """
         inference, (args, kwargs) = self.prepared.inference, self.prepared.head
         whole = self.prepared.head is self.prepared.data
         weights: Mapping[str, Tensor] = self.prepared.weights if whole else {}
@@ -45,11 +50,12 @@ class Agreement:
             together = {**graph.weights, **{n: w * graph.weights.get(n, 1.0) for n, w in weights.items()}}
             terms = [t.scaled for t in log_evidence_terms(replace(graph, weights=together))]
         traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5
-        probed = probe(inference.program, self.space, args, kwargs, look)
-        plan = make_plan(probed, weights, False, ())
-        if not plan.is_complete:
-            return False
-        compiled = plan.model.expect(theta).log_evidence
-        kinds = {plan.model.dtype, *(v.dtype for v in self.space.values().values())}
+        if not whole:
+            plan = make_plan(probe(inference.program, self.space, args, kwargs, look), weights, False, ())
+            if not plan.is_complete:
+                return False
+            model = plan.model
+        compiled = model.expect(theta).log_evidence
+        kinds = {model.dtype, *(v.dtype for v in self.space.values().values())}
         tolerance = 1e-3 if torch.float32 in kinds else 1e-6
         return compiled == traced or abs(compiled - traced) <= tolerance * (1 + spread + 1e-3 * abs(traced))

@@ -82,12 +82,20 @@ class Engine(Protocol):
         """The latents that are summed out."""
         ...
 
+    def block_size(self) -> int:
+        """Dimensions of the largest covariance that a start must be able to tell."""
+        ...
+
     def observed(self, site: str) -> tuple[Variable, Tensor]:
         """The one latent of an observed site, and its data, a row for each copy of that latent."""
         ...
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
         """Move to the maximum of Q under latents that have been labelled (see :func:`labelled`)."""
+        ...
+
+    def is_held(self) -> bool:
+        """Whether a spread is at its floor."""
         ...
 
     def noise(self, expectation: Any) -> float:
@@ -148,7 +156,7 @@ def choose_engine(
         if plan.is_complete and plan.regressions is None and model.fits():
             return TensorEngine(model, maximiser, space, options.fixed, drops, agreement), report(plan)
         return _traced(prepared, space, options, stream, "in batches, closed forms need arguments alike in all of them")
-    if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values())):
+    if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model):
         return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)
     if plan.is_complete:
         return _traced(prepared, space, options, stream, DISAGREES)

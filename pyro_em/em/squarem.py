@@ -24,8 +24,10 @@ def squarem(engine: Engine, expectation: Any) -> tuple[Any, int]:
     if not engine.maximise(expectation):
         return expectation, 1
     first, one = engine.coordinates(), engine.expect()
-    if not engine.maximise(one):
+    if engine.breaks or not engine.maximise(one):
         return one, 1
+    if engine.breaks:  # a component is gone: there is no path to extrapolate
+        return engine.expect(), 2
     plain = engine.point()
     r = first - start
     v = engine.coordinates() - first - r
@@ -33,8 +35,8 @@ def squarem(engine: Engine, expectation: Any) -> tuple[Any, int]:
     if not 1.0 < ratio < math.inf:
         return engine.expect(), 2
     engine.move_to(start + 2 * ratio * r + ratio**2 * v)
-    leap = engine.expect()
-    if math.isfinite(leap.objective) and leap.objective >= one.objective:
+    leap = one if engine.is_held() else engine.expect()
+    if leap is not one and math.isfinite(leap.objective) and leap.objective >= one.objective:
         return leap, 2
     engine.move(plain)
     return engine.expect(), 3

@@ -49,11 +49,15 @@ class RandomResponsibilities:
     knows the scale of the data, and needs no more than the model.
 
     Args:
-        rows: how many rows of each latent's plate are labelled; ``None`` takes 20 for each state, or a twentieth of
-            the data if that is more.
+        rows: how many rows of each latent's plate are labelled for each state; ``None`` takes five, or as many as the
+            model's largest covariance needs.
     """
 
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows must be at least 1; got {self.rows}.")
 
     def place(self, engine: Engine) -> None:
         states, chosen = {}, {}
@@ -61,15 +65,16 @@ class RandomResponsibilities:
             states[variable.name] = torch.randint(variable.size, [p.size for p in variable.plates])
             for plate in variable.plates[:1]:  # one choice for all latents of a plate: a label alone says little
                 if plate.name not in chosen:
-                    chosen[plate.name] = self._few(plate.size, variable.size)
+                    each = self.rows or max(5, 2 * (engine.block_size() + 1))
+                    chosen[plate.name] = _few(plate.size, each * variable.size)
         engine.place(states, chosen)
 
-    def _few(self, total: int, states: int) -> Tensor:
-        """Which elements of a plate are labelled."""
-        rows = min(total, self.rows or max(20 * states, total // 20))
-        few = torch.zeros(total, dtype=torch.bool)
-        few[torch.randperm(total)[:rows]] = True
-        return few
+
+def _few(total: int, rows: int) -> Tensor:
+    """Which elements of a plate are labelled."""
+    few = torch.zeros(total, dtype=torch.bool)
+    few[torch.randperm(total)[:rows]] = True
+    return few
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class EM:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}.")
         if self.restarts < 1:
             raise ValueError(f"restarts must be at least 1; got {self.restarts}.")
-        if self.start is not None and not hasattr(self.start, "place"):
+        if self.start is not None and (isinstance(self.start, type) or not hasattr(self.start, "place")):
             raise TypeError(f"start must be a start object, such as KMeans('x'), or None; got {self.start!r}.")
         if self.on_degenerate not in ("raise", "floor", "drop", "restart"):
             raise ValueError(

@@ -18,6 +18,7 @@ from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.point import Point, Tally
 from pyro_em.compiled.priors import log_prior
+from pyro_em.compiled.sparse import SparseFactor
 from pyro_em.em.agreement import Agreement
 from pyro_em.em.batched import BatchedModel
 from pyro_em.em.placing import labelled
@@ -68,9 +69,6 @@ class TensorEngine:
         self.counts_priors, self.drops = bool(maximiser.priors), drops
         values = space.values()
         self.theta = model.coordinates.flat(values)
-        # Parameters that the program holds in float32 are rounded as they go, so that the end is no surprise.
-        kinds = [torch.full((values[n].numel(),), values[n].dtype == torch.float32) for n in model.coordinates.shapes]
-        self._single = torch.cat(kinds) if kinds else torch.zeros(0, dtype=torch.bool)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +115,7 @@ class TensorEngine:
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
         stats = expectation.model.stats
-        self.breaks = False
+        self.breaks = self.maximiser.is_held(self.theta, 1 - 1e-6)  # the floor lifts a start below it
         with torch.no_grad():
             while True:
                 try:
@@ -126,9 +124,9 @@ class TensorEngine:
                 except DegenerateError as error:
                     if not self.drops:
                         raise
-                    stats = without_component(self._in_memory, stats, error)
+                    stats = without_component(self._in_memory, stats, error, self._free)
                     self.breaks = True
-        self.theta = torch.where(self._single, theta.to(torch.float32).to(torch.float64), theta)
+        self.theta = theta
         return True
 
     def can_gain(self, nats: float) -> bool:
@@ -137,10 +135,15 @@ class TensorEngine:
         The gradient of the log evidence is that of Q at the same parameters (Fisher's identity), which the statistics
         give; so a trial costs one E-step.
         """
+        if self.is_held():
+            return False  # at a floor the objective has an edge, which a climb would step over
         start, point = self.expect().objective, self.coordinates().requires_grad_(True)
         if not len(point):
             return False
-        optimizer = torch.optim.LBFGS([point], max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            [point], max_iter=100, history_size=20, tolerance_grad=1e-12, tolerance_change=1e-15,
+            line_search_fn="strong_wolfe",
+        )  # fmt: skip
 
         def closure() -> float:
             optimizer.zero_grad()
@@ -162,11 +165,23 @@ class TensorEngine:
         """The latents that are summed out."""
         return list({v.name: v for f in self.model.factors for v in f.scope}.values())
 
+    def block_size(self) -> int:
+        """Dimensions of the largest covariance."""
+        return max((getattr(b.family, "size", 1) for b in self.model.books if b.location is not None), default=1)
+
     def observed(self, site: str) -> tuple[Variable, Tensor]:
         """The one latent of an observed site, and its data, a row for each copy of that latent."""
         factor = next((f for f in self.model.factors if f.name == site), None)
-        if factor is None or factor.own or len(factor.scope) != 1 or factor.x.shape[0] != factor.num_rows:
-            raise ModelError(f"A start from data needs an observed site with one latent; {site!r} is none.")
+        if (
+            factor is None
+            or factor.own
+            or isinstance(factor, SparseFactor)
+            or len(factor.scope) != 1
+            or factor.x.shape[0] != factor.num_rows
+        ):
+            raise ModelError(
+                f"A start from data needs an observed site of dense data with one latent; {site!r} is none."
+            )
         return factor.scope[0], factor.x.flatten(1)
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
@@ -180,6 +195,10 @@ class TensorEngine:
         with torch.no_grad():
             self.theta = careful.maximise(self.theta, found.stats, found.weights)
 
+    def is_held(self) -> bool:
+        """Whether a spread is at the floor that ``on_degenerate`` asked for, or below."""
+        return self.maximiser.is_held(self.theta)
+
     def noise(self, expectation: TensorExpectation) -> float:
         """Rounding errors of the objective, nats: of its terms, which add up at random, and of the products of features
         and coefficients that they are made of, which cancel.
@@ -188,7 +207,8 @@ class TensorEngine:
         point = Point.at(theta, books, self.model.coordinates)
         total = count = 0.0
         for book, stats in zip(books, expectation.model.stats, strict=True):
-            total += float((point.coefficients[id(book)].clamp_min(-1e6) * stats).abs().sum())
+            possible = torch.where(point.coefficients[id(book)] < -1e29, 0.0, point.coefficients[id(book)])
+            total += float((possible * stats).abs().sum())
             count = max(count, float(stats[:, -1].sum()))
         cancelled = 8 * torch.finfo(self.dtype).eps * total / max(count, 1.0) ** 0.5
         return resolution(expectation.spread, self.dtype) + cancelled
@@ -196,7 +216,7 @@ class TensorEngine:
     def agrees(self) -> bool:
         """Whether the program, at theta, says what its tensors say."""
         self.finish()
-        return self.agreement is None or self.agreement.holds(self.theta)
+        return self.agreement is None or self.agreement.holds(self.theta, self._in_memory)
 
     def finish(self) -> bool:
         """Hand theta to the program; whether an edge of a constraint moved it by more than rounding."""

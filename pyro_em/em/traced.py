@@ -81,6 +81,7 @@ class TracedEngine:
 
     def move(self, point: dict[str, Tensor]) -> None:
         """Put parameters back."""
+        self._first = None
         self.space.restore(point)
 
     def coordinates(self) -> Tensor:
@@ -90,6 +91,7 @@ class TracedEngine:
 
     def move_to(self, vector: Tensor) -> None:
         """Put the free parameters at a point of :meth:`coordinates`."""
+        self._first = None
         at = 0
         for leaf in self.ascent.leaves.values():
             leaf.data.copy_(vector[at : at + leaf.numel()].reshape(leaf.shape))
@@ -125,13 +127,19 @@ class TracedEngine:
         with torch.no_grad():
             return list(self._graph().variables.values())
 
+    def block_size(self) -> int:
+        """Dimensions of the largest covariance; unknown here."""
+        return 1
+
     def observed(self, site: str) -> tuple[Variable, Tensor]:
         """The one latent of an observed site, and its data, a row for each copy of that latent."""
         args, kwargs = self.prepared.data
         trace = self.prepared.inference.program.trace(args, kwargs, self.prepared.intervention)
         factor = next((f for f in self._graph().factors if f.name == site), None)
         if factor is None or not trace.nodes[site]["is_observed"] or len(factor.scope) != 1:
-            raise ModelError(f"A start from data needs an observed site with one latent; {site!r} is none.")
+            raise ModelError(
+                f"A start from data needs an observed site of dense data with one latent; {site!r} is none."
+            )
         return factor.scope[0], trace.nodes[site]["value"]
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
@@ -142,6 +150,10 @@ class TracedEngine:
         names = tuple(f.name for f in graph.factors)
         self.maximise(TracedExpectation(0.0, None, 0.0, Cliques(0.0, 0.0, weights), names))
         self._first = None
+
+    def is_held(self) -> bool:
+        """There is no floor here."""
+        return False
 
     def noise(self, expectation: TracedExpectation) -> float:
         """Rounding errors of the objective, nats."""

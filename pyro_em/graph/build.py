@@ -212,13 +212,22 @@ def datum_weights(sites: Mapping[str, Site]) -> dict[str, Tensor]:
             if weight is None:
                 continue
             if not isinstance(scale, Tensor) or not torch.equal(scale.reshape(-1).to(torch.float64), weight):
-                raise ModelError(_odd_scale(name, torch.as_tensor(scale)))
+                raise ModelError(
+                    f"Plate {plate.name!r} has sites with a poutine.scale for each of its elements, and site {name!r}, "
+                    f"which has not the same. {ONE_SCALE}"
+                )
     return found
 
 
 def _odd_scale(name: str, scale: Tensor) -> str:
     return (
-        f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}. Exact summation needs one scalar scale for "
-        "all sites that share a latent, or one scale for each element of a plate around all sites in that plate. Put "
-        "the body of the plate under one poutine.scale, or give the weights to fit(..., weights=)."
+        f"Site {name!r} has a poutine.scale of shape {tuple(scale.shape)}, which is not one number for each element of "
+        f"one of its plates. {ONE_SCALE}"
     )
+
+
+ONE_SCALE = (
+    "Exact summation needs one scalar scale for all sites that share a latent, or one scale for each element of a "
+    "plate around all sites in that plate. Put the body of the plate under one poutine.scale, or give the weights to "
+    "fit(..., weights=)."
+)

@@ -33,6 +33,7 @@ class GuideInference:
         space: the fitted parameters.
         guided: whether the guide samples anything.
         global_sites: latents of the guide that lie outside the data's plates.
+        fixed: names of parameters that stayed.
     """
 
     program: Program
@@ -40,10 +41,22 @@ class GuideInference:
     space: ParamSpace
     guided: bool
     global_sites: frozenset[str] = frozenset()
+    fixed: tuple[str, ...] = ()
 
     def latents(self) -> dict[str, Tensor]:
         """No latent is point-estimated."""
         return {}
+
+    def explain(self) -> list[dict[str, str]]:
+        """Every parameter follows gradients of the bound, but for those that stay."""
+        blank = dict.fromkeys(("site", "argument", "family", "verdict", "link"), "")
+        reason = "stochastic gradients of the evidence lower bound"
+        return [
+            {"parameter": n, **blank, "owner": "fixed", "reason": ""}
+            if n in self.fixed
+            else {"parameter": n, **blank, "owner": "gradient", "reason": reason}
+            for n in sorted(self.space.leaves())
+        ]
 
     def shared(self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int) -> dict[str, Tensor]:
         """The guide's draws of the latents that all data share; those of single data are left to the model."""

@@ -116,7 +116,7 @@ class SVI:
             step=0,
             status=Status.RUNNING,
             objective=None,
-            inference=prepared.inference,
+            inference=replace(prepared.inference, fixed=self.fixed),
             bound=prepared.bound,
             optimizer=Optimizer(self._optim, leaves),
             leaves=tuple(leaves.values()),
