@@ -50,6 +50,7 @@ class Guard:
         living = self.living.setdefault((id(book), block.argument), counts > 1.0)
         empty = living & block.free & (counts < EMPTY)
         if not self.floor and bool(empty.any()):
+            living &= ~empty  # it is said once: the caller may go on without them
             g = int(empty.nonzero()[0, 0])
             raise ran_out(book, block.argument, g, float(counts[g]), self.coordinates)
 
