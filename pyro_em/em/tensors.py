@@ -203,13 +203,9 @@ class TensorEngine:
         """Rounding errors of the objective, nats: of its terms, which add up at random, and of the products of features
         and coefficients that they are made of, which cancel.
         """
-        books, theta = self.model.books, self.theta
-        point = Point.at(theta, books, self.model.coordinates)
-        total = count = 0.0
-        for book, stats in zip(books, expectation.model.stats, strict=True):
-            possible = torch.where(point.coefficients[id(book)] < -1e29, 0.0, point.coefficients[id(book)])
-            total += float((possible * stats).abs().sum())
-            count = max(count, float(stats[:, -1].sum()))
+        stats = expectation.model.stats
+        total = self.model.magnitude(self.theta, stats)
+        count = max((float(s[:, -1].sum()) for s in stats), default=1.0)
         cancelled = 8 * torch.finfo(self.dtype).eps * total / max(count, 1.0) ** 0.5
         return resolution(expectation.spread, self.dtype) + cancelled
 
