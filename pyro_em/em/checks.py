@@ -11,7 +11,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from pyro_em.data import first_rows, whole
+from pyro_em.data import Batch, first_rows, whole
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
@@ -27,6 +27,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 LARGE = 20_000  # rows; of more than these, structure is read off and checked on the first few
+LARGE_TABLE = 2**20  # numbers in the data, likewise
 HEAD = 512
 
 
@@ -107,7 +108,7 @@ def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -
 
     The parameters' initial values are those of the whole data in either case.
     """
-    head = first_rows(*data, LARGE) and first_rows(*data, HEAD)
+    head = _head(data)
     if head is not None:
         state = get_rng_state()
         try:
@@ -121,6 +122,17 @@ def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -
         problem.space.forget()
         set_rng_state(state)
     return problem.first_run(lambda: survey(problem.model, *data, intervention)), data
+
+
+def _head(data: Arguments) -> Batch | None:
+    """The first rows of large data; ``None`` of small data."""
+    args, kwargs = data
+    shown = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() and len(a)]
+    width = max((a.numel() // len(a) for a in shown if a.layout is torch.strided), default=1)
+    rows = len(shown[0]) if shown else 0
+    if rows <= LARGE and rows * width <= LARGE_TABLE:
+        return first_rows(args, kwargs, rows)  # sparse rows are looked at as dense ones, however few they are
+    return first_rows(args, kwargs, max(16, min(HEAD, LARGE_TABLE // (4 * max(width, 1)))))
 
 
 def _starts_alike(problem: Problem, data: Arguments, seen: Survey) -> bool:
