@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import pyro
@@ -128,7 +129,7 @@ def _head(data: Arguments) -> Batch | None:
     """The first rows of large data; ``None`` of small data."""
     args, kwargs = data
     shown = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim() and len(a)]
-    width = max((a.numel() // len(a) for a in shown if a.layout is torch.strided), default=1)
+    width = max((prod(a.shape[1:]) for a in shown), default=1)
     rows = len(shown[0]) if shown else 0
     if rows <= LARGE and rows * width <= LARGE_TABLE:
         return first_rows(args, kwargs, rows)  # sparse rows are looked at as dense ones, however few they are
