@@ -16,11 +16,9 @@ from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
 from pyro_em.rng import isolated_rng, seeded
 from pyro_em.status import Status
-from pyro_em.strategy import Inference, ObjectiveKind
+from pyro_em.strategy import EXPLAINED, Inference, ObjectiveKind
 
 __all__ = ["FitResult"]
-
-EXPLAINED = ("parameter", "site", "argument", "family", "verdict", "link", "owner", "reason")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

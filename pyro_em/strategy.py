@@ -17,7 +17,10 @@ from pyro_em.status import Status
 if TYPE_CHECKING:
     from pyro_em.problem import Problem
 
-__all__ = ["Evaluation", "Inference", "ObjectiveKind", "State", "StepInfo", "Strategy"]
+__all__ = ["EXPLAINED", "Evaluation", "Inference", "ObjectiveKind", "State", "StepInfo", "Strategy"]
+
+# The columns of FitResult.explain, and the keys of each of its rows.
+EXPLAINED = ("parameter", "site", "argument", "family", "verdict", "link", "owner", "reason")
 
 ObjectiveKind = Literal["log_evidence", "log_joint", "elbo"]
 

@@ -40,10 +40,12 @@ class Mixture:
         flat: factors whose table is a matrix product.
         constant: factors with one table for all rows, and ``designs``, what their coefficients are multiplied by.
         general: the others.
-        weights: of the rows, in the log evidence; ``None`` for ones.
-        informed: rows on which the data say something; ``None``, all.
+        weights: of the rows, zero where no datum informs; ``None`` for ones.
         scale: of the whole.
         dtype: what matrix products are computed in.
+        num_rows: number of data n.
+        blocks: the ranges of rows that are taken at a time.
+        kept: features of each block, shape (rows, S * E), where there is room to keep them.
     """
 
     flat: tuple[TensorFactor, ...]

@@ -9,10 +9,10 @@ from pyro_em.compiled.plan import Plan
 from pyro_em.compiled.regression import Regressions
 from pyro_em.compiled.solve import is_closed
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Route, SiteParts
+from pyro_em.strategy import EXPLAINED
 
-__all__ = ["COLUMNS", "Row", "report", "traced_report"]
+__all__ = ["Row", "report", "traced_report"]
 
-COLUMNS = ("parameter", "site", "argument", "family", "verdict", "link", "owner", "reason")
 Row = dict[str, str]
 LISTED = 3
 
@@ -46,7 +46,7 @@ def _row(key: tuple[str, ...], sites: list[str]) -> Row:
     name, argument, family, verdict, link, owner, reason = key
     many = f"{sites[0]} ... {sites[-1]} ({len(sites)} sites)"
     where = ", ".join(sites) if len(sites) <= LISTED else many
-    return dict(zip(COLUMNS, (name, where, argument, family, verdict, link, owner, reason), strict=True))
+    return dict(zip(EXPLAINED, (name, where, argument, family, verdict, link, owner, reason), strict=True))
 
 
 def _routes(site: ProbedSite, coordinates: Coordinates) -> list[tuple[str, str, str, str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -59,7 +61,7 @@ class MixedEngine(TracedEngine):
             tally.add(factor, _by_rows(factor, weights[factor.name], self._plates[factor.name]), ALL)
         return tally
 
-    @property
+    @cached_property
     def _plates(self) -> dict[str, tuple[str, ...]]:
         return {
             s.name: tuple(p.name for p in s.parts.plates)

@@ -18,6 +18,7 @@ from pyro_em.guide_posterior import GuidePosterior
 from pyro_em.params import ParamSpace
 from pyro_em.posterior import ExactPosterior
 from pyro_em.predict import emit
+from pyro_em.strategy import EXPLAINED
 from pyro_em.svi.summed import draw_guide
 
 __all__ = ["GuideInference"]
@@ -49,14 +50,11 @@ class GuideInference:
 
     def explain(self) -> list[dict[str, str]]:
         """Every parameter follows gradients of the bound, but for those that stay."""
-        blank = dict.fromkeys(("site", "argument", "family", "verdict", "link"), "")
+        blank = dict.fromkeys(EXPLAINED, "")
         reason = "stochastic gradients of the evidence lower bound"
-        return [
-            {"parameter": n, **blank, "owner": "fixed", "reason": ""}
-            if n in self.fixed
-            else {"parameter": n, **blank, "owner": "gradient", "reason": reason}
-            for n in sorted(self.space.leaves())
-        ]
+        moved = {**blank, "owner": "gradient", "reason": reason}
+        held = {**blank, "owner": "fixed"}
+        return [{**(held if n in self.fixed else moved), "parameter": n} for n in sorted(self.space.leaves())]
 
     def shared(self, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int) -> dict[str, Tensor]:
         """The guide's draws of the latents that all data share; those of single data are left to the model."""
