@@ -25,10 +25,11 @@ LAYERS = (
     ("compiled",),
     ("probing",),
     ("graph", "families"),
+    ("chains",),
     ("params", "problem", "strategy", "status", "optim", "data", "modules", "rng", "errors"),
 )
 # In these rows siblings may import each other, as long as no cycle comes of it.
-OPEN_ROWS = {1, 3, 7}
+OPEN_ROWS = {1, 3, 8}
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 
 PARAM_STORE = {"get_param_store", "_PYRO_PARAM_STORE", "clear_param_store"}

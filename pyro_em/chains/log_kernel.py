@@ -1,0 +1,133 @@
+"""Forward-backward in log space, compiled: for the rows in which scaled probabilities would lose a state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+__all__ = ["log_backward_rows", "log_forward_rows"]
+
+Array = NDArray[Any]
+
+
+@njit(cache=True, nogil=True)
+def _log_sum_exp(x: Array) -> float:
+    top = x.max()
+    if top == -np.inf:
+        return top
+    total = 0.0
+    for value in x:
+        total += math.exp(value - top)
+    return top + math.log(total)
+
+
+@njit(cache=True, nogil=True)
+def _log_forward_row(
+    emission: Array, length: int, transition: Array, which: Array, log_alpha: Array, alpha: Array, predicted: Array
+) -> float:
+    states = emission.shape[1]
+    terms = np.empty(states)
+    log_predicted = np.zeros(states)
+    evidence = 0.0
+    log_alpha[:] = -np.inf
+    alpha[:] = 0.0
+    predicted[:] = 0.0
+    for t in range(length):
+        if t > 0:
+            a = transition[which[t - 1]]
+            for j in range(states):
+                for i in range(states):
+                    terms[i] = log_alpha[t - 1, i] + a[i, j]
+                log_predicted[j] = _log_sum_exp(terms)
+        log_alpha[t] = emission[t] + log_predicted
+        total = _log_sum_exp(log_alpha[t])
+        evidence += total
+        if total == -np.inf:
+            return total
+        # An upper bound that is not used by the sums: predictions are compared within a frame only.
+        top = log_predicted.max()
+        for j in range(states):
+            log_alpha[t, j] -= total
+            alpha[t, j] = math.exp(log_alpha[t, j])
+            predicted[t, j] = math.exp(log_predicted[j] - top)
+    return evidence
+
+
+@njit(cache=True, nogil=True)
+def log_forward_rows(
+    rows: Array,
+    share: int,
+    emission: Array,
+    transition: Array,
+    which: Array,
+    lengths: Array,
+    log_alpha: Array,
+    alpha: Array,
+    predicted: Array,
+    evidence: Array,
+) -> None:
+    """Filter the given rows; log_alpha has one row for each of them, the other outputs one for every row."""
+    for n in range(rows.size):
+        r = rows[n]
+        evidence[r] = _log_forward_row(
+            emission[r], lengths[r], transition[r // share], which, log_alpha[n], alpha[r], predicted[r]
+        )
+
+
+@njit(cache=True, nogil=True)
+def _log_backward_row(
+    weight: float,
+    length: int,
+    emission: Array,
+    transition: Array,
+    which: Array,
+    log_alpha: Array,
+    marginal: Array,
+    pairwise: Array,
+) -> None:
+    states = emission.shape[1]
+    beta, v, terms = np.zeros(states), np.empty(states), np.empty(states)
+    for j in range(states):
+        marginal[length - 1, j] = weight * math.exp(log_alpha[length - 1, j])
+    for t in range(length - 2, -1, -1):
+        a = transition[which[t]]
+        for j in range(states):
+            v[j] = emission[t + 1, j] + beta[j]
+        for i in range(states):
+            for j in range(states):
+                terms[j] = a[i, j] + v[j]
+            beta[i] = _log_sum_exp(terms)
+        total = _log_sum_exp(log_alpha[t] + beta)
+        for i in range(states):
+            for j in range(states):
+                pairwise[which[t], i, j] += weight * math.exp(log_alpha[t, i] + a[i, j] + v[j] - total)
+            beta[i] -= total
+            marginal[t, i] = weight * math.exp(log_alpha[t, i] + beta[i])
+
+
+@njit(cache=True, nogil=True)
+def log_backward_rows(
+    rows: Array,
+    share: int,
+    emission: Array,
+    transition: Array,
+    which: Array,
+    lengths: Array,
+    log_alpha: Array,
+    evidence: Array,
+    weights: Array,
+    marginal: Array,
+    pairwise: Array,
+) -> None:
+    """Smooth the given rows: fill their `marginal`, which is zero on entry, and add to `pairwise` (G, M, S, S)."""
+    for n in range(rows.size):
+        r = rows[n]
+        if lengths[r] > 0 and evidence[r] > -np.inf:
+            g = r // share
+            _log_backward_row(
+                weights[r], lengths[r], emission[r], transition[g], which, log_alpha[n], marginal[r], pairwise[g]
+            )

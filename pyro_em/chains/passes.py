@@ -1,0 +1,209 @@
+"""Which implementation runs a pass: compiled kernels on the CPU, tensor operations on any other device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_em.chains import kernel, log_kernel, paths, scan
+from pyro_em.chains.tables import ChainTables, Filtered, Smoothed
+
+__all__ = ["backward", "forward", "predict_next", "sample", "viterbi"]
+
+# Multiplications below which a second thread costs more than it saves.
+LEAST_WORK = 2_000_000
+
+
+def forward(tables: ChainTables) -> Filtered:
+    """Filter every row: log p(x) and p(z_t | frames 0..t).
+
+        alpha_t(j) = emission_t(j) sum_i alpha_{t-1}(i) transition(i, j) / c_t,   log p(x) = sum_t log c_t
+
+    Args:
+        tables: the chains.
+
+    A row in which no path is possible has log evidence -inf, a row of length 0 has log evidence 0. Rows in which scaled
+    probabilities could lose a state that matters later are done in log space. Source: Rabiner (1989), section III.
+    """
+    if tables.emission.device.type != "cpu":
+        return scan.forward(tables)
+    emission, transition, which, lengths = _arrays(tables)
+    rows, groups, matrices = emission.shape[0], *transition.shape[:2]
+    steps, shift, floor = np.empty_like(transition), np.empty((groups, matrices)), np.empty(groups)
+    kernel.scale_transitions(transition, steps, shift, floor)
+    alpha, predicted = np.empty_like(emission), np.empty_like(emission)
+    evidence, redo = np.empty(rows), np.zeros(rows, np.bool_)
+    fixed = (tables.rows_per_group, emission, steps, shift, floor, which, lengths, alpha, predicted, evidence, redo)
+    _spread(tables, lambda first, last: kernel.forward_rows(first, last, *fixed))
+    log_rows = np.flatnonzero(redo)
+    log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
+    if log_rows.size:
+        share = tables.rows_per_group
+        log_kernel.log_forward_rows(
+            log_rows, share, emission, transition, which, lengths, log_alpha, alpha, predicted, evidence
+        )
+    done = (torch.from_numpy(x) for x in (evidence, alpha, predicted, steps, log_rows, log_alpha))
+    return Filtered(tables, *done)
+
+
+def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
+    """Smooth every filtered row: the posterior of each frame, and of each two neighbours.
+
+        marginal_t(i) = w p(z_t = i | x),   pairwise_m(i, j) = sum_{t: which_t = m} w p(z_t = i, z_{t+1} = j | x)
+
+    Args:
+        filtered: what :func:`forward` returned.
+        weights: shape (R,), float64, finite: how often each row counts; None: once. Any sign.
+
+    Raises:
+        ValueError: the shape or dtype of `weights` does not fit.
+
+    Both are the gradient of sum_r w_r log p(x_r) with respect to the log-potentials. A row in which no path is possible
+    contributes zero. Source: Rabiner (1989), section III; Xu et al. (2009) for the gradient.
+    """
+    tables = filtered.tables
+    if weights is None:
+        weights = torch.ones_like(filtered.log_evidence)
+    _check("weights", weights, filtered.log_evidence.shape)
+    if tables.emission.device.type != "cpu":
+        return scan.backward(filtered, weights)
+    emission, transition, which, lengths = _arrays(tables)
+    alpha, predicted, evidence = (x.numpy() for x in (filtered.alpha, filtered.predicted, filtered.log_evidence))
+    steps, scale = filtered.steps.numpy(), _array(weights)
+    log_rows = filtered.log_rows.numpy()
+    redo = np.zeros(emission.shape[0], np.bool_)
+    redo[log_rows] = True
+    turned = np.ascontiguousarray(steps.swapaxes(2, 3))
+    marginal = np.empty_like(emission)
+    fixed = (tables.rows_per_group, turned, which, lengths, alpha, predicted, evidence, redo, scale, marginal)
+    pairs = _spread_sums(tables, lambda first, last, pairs: kernel.backward_rows(first, last, *fixed, pairs))
+    pairs *= steps
+    if log_rows.size:
+        log_alpha, share = filtered.log_alpha.numpy(), tables.rows_per_group
+        log_kernel.log_backward_rows(
+            log_rows, share, emission, transition, which, lengths, log_alpha, evidence, scale, marginal, pairs
+        )
+    return Smoothed(torch.from_numpy(marginal), torch.from_numpy(pairs))
+
+
+def viterbi(tables: ChainTables) -> tuple[Tensor, Tensor]:
+    """The best path of every row, and its log-potential.
+
+        argmax_z sum_t emission_t(z_t) + sum_t transition(z_t, z_{t+1})
+
+    Args:
+        tables: the chains.
+
+    Returns:
+        States, shape (R, T), int64, zero beyond `lengths` and in impossible rows; log-potentials, shape (R,), -inf in
+        impossible rows. Where paths tie, the last state is the lowest of the best, and so is each one before it given
+        its successor. Source: Viterbi (1967).
+    """
+    if tables.emission.device.type != "cpu":
+        return scan.viterbi(tables)
+    emission, transition, which, lengths = _arrays(tables)
+    states, score = np.zeros(emission.shape[:2], np.int64), np.empty(emission.shape[0])
+    fixed = (tables.rows_per_group, emission, transition, which, lengths, states, score)
+    _spread(tables, lambda first, last: paths.viterbi_rows(first, last, *fixed))
+    return torch.from_numpy(states), torch.from_numpy(score)
+
+
+def sample(filtered: Filtered, uniforms: Tensor) -> Tensor:
+    """Joint draws of whole paths from the posterior.
+
+        z_T ~ alpha_T,   p(z_t = i | z_{t+1} = j, x) proportional to alpha_t(i) transition(i, j)
+
+    Args:
+        filtered: what :func:`forward` returned.
+        uniforms: shape (n, R, T), float64, in [0, 1): a path is made of these by inversion, row by row.
+
+    Returns:
+        States, shape (n, R, T), int64, zero beyond `lengths` and in impossible rows.
+
+    Raises:
+        ValueError: the shape or dtype of `uniforms` does not fit.
+
+    The path of a row depends on its own uniforms only. Source: Scott (2002), section 2.3.
+    """
+    tables = filtered.tables
+    rows, frames, _ = tables.emission.shape
+    _check("uniforms", uniforms, (*uniforms.shape[:1], rows, frames))
+    if tables.emission.device.type != "cpu":
+        return scan.sample(filtered, uniforms)
+    _, transition, which, lengths = _arrays(tables)
+    drawn = np.zeros(uniforms.shape, np.int64)
+    log_row = np.full(rows, -1)
+    log_row[filtered.log_rows.numpy()] = np.arange(len(filtered.log_rows))
+    found = (filtered.alpha.numpy(), log_row, filtered.log_alpha.numpy(), filtered.log_evidence.numpy())
+    share, steps = tables.rows_per_group, filtered.steps.numpy()
+    paths.sample_rows(share, transition, steps, which, lengths, *found, _array(uniforms), drawn)
+    return torch.from_numpy(drawn)
+
+
+def predict_next(filtered: Filtered) -> Tensor:
+    """p(z_t | frames 0..t-1) for t = 1..T-1, shape (R, T - 1, S).
+
+        p(z_t = j | frames 0..t-1) = sum_i alpha_{t-1}(i) transition(i, j) / sum_ij alpha_{t-1}(i) transition(i, j)
+
+    Args:
+        filtered: what :func:`forward` returned.
+
+    Zero beyond `lengths` and from the frame on where a row becomes impossible.
+    """
+    predicted = filtered.predicted[:, 1:]
+    totals = predicted.sum(-1, keepdim=True)
+    return predicted / torch.where(totals > 0, totals, 1.0)
+
+
+def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """The compiled passes read as many numbers as the chains have, unchecked."""
+    if value.shape != shape or value.dtype != torch.float64:
+        raise ValueError(
+            f"Chains of this size need {name} of shape {tuple(shape)} and dtype torch.float64, not "
+            f"{tuple(value.shape)} and {value.dtype}. Make {name} for the rows of these chains."
+        )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _arrays(tables: ChainTables) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return _array(tables.emission), _array(tables.transition), _array(tables.which), _array(tables.row_lengths())
+
+
+def _cuts(tables: ChainTables) -> list[tuple[int, int]]:
+    """Ranges of rows, one for each of torch's threads that is worth starting."""
+    rows, frames, states = tables.emission.shape
+    parts = min(rows, torch.get_num_threads(), 1 + rows * frames * states * states // LEAST_WORK)
+    edges = [rows * k // parts for k in range(parts + 1)]
+    return list(pairwise(edges))
+
+
+def _spread(tables: ChainTables, task: Callable[[int, int], None]) -> None:
+    """Run the task over all rows, in plain threads: the kernels hold no lock of the interpreter.
+
+    Numba's own threads would share the process with torch's OpenMP, and GNU OpenMP does not survive a fork.
+    """
+    cuts = _cuts(tables)
+    if len(cuts) == 1:
+        task(*cuts[0])
+        return
+    with ThreadPoolExecutor(len(cuts)) as pool:
+        list(pool.map(lambda cut: task(*cut), cuts))
+
+
+def _spread_sums(tables: ChainTables, task: Callable[[int, int, np.ndarray], None]) -> np.ndarray:
+    """Run the task as :func:`_spread` does, each part with its own table (G, M, S, S) to add to; returns their sum."""
+    cuts, shape = _cuts(tables), tuple(tables.transition.shape)
+    parts = {cut: np.zeros(shape) for cut in cuts}
+    _spread(tables, lambda first, last: task(first, last, parts[first, last]))
+    first, *others = parts.values()
+    for other in others:
+        first += other
+    return first
