@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from pyro_em.errors import StartError
 from pyro_em.modules import ModuleStates, reachable_modules
+from pyro_em.zeros import StartValues
 
 __all__ = ["Leaf", "ParamSpace"]
 
@@ -60,27 +60,6 @@ class Leaf:
             )
 
 
-class _CopyInits(Messenger):
-    """Hand ``pyro.param`` copies of initial tensors: Pyro would optimise the caller's own tensor in place."""
-
-    def _pyro_param(self, msg: Any) -> None:
-        if len(msg["args"]) > 1:
-            name, init, *rest = msg["args"]
-            msg["args"] = (name, _copy_of(init), *rest)
-        elif "init_tensor" in msg["kwargs"]:
-            msg["kwargs"]["init_tensor"] = _copy_of(msg["kwargs"]["init_tensor"])
-
-
-def _copy_of(init: Any) -> Any:
-    if isinstance(init, torch.nn.Parameter):  # a module's own leaf: restored when the space closes
-        return init
-    if isinstance(init, Tensor):
-        return init.detach().clone()
-    if callable(init):
-        return lambda: init().detach().clone()
-    return init
-
-
 def _differentiable(item: Any) -> list[Tensor]:
     """Leaf tensors among the caller's arguments that a backward pass would leave gradients on."""
     if isinstance(item, Tensor):
@@ -102,6 +81,7 @@ class ParamSpace:
         self._saved: dict[str, Tensor] = {}
         self._saved_modules: ModuleStates | None = None
         self._roots = roots
+        self._starts = StartValues()
         self._before: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     @contextmanager
@@ -110,7 +90,7 @@ class ParamSpace:
         outer_before, self._before = self._before, {}
         modules_before = ModuleStates(reachable_modules(*self._roots))
         grads_before = [(t, t.grad) for t in _differentiable(self._roots)]
-        with pyro.get_param_store().scope(self._store), _CopyInits():
+        with pyro.get_param_store().scope(self._store), self._starts:
             try:
                 self.track()
                 self.restore(self._saved)
@@ -186,8 +166,11 @@ class ParamSpace:
         unknown = [name for name in values if name not in leaves]
         if unknown and strict:
             raise StartError(f"init names {unknown}; the model's parameters are {sorted(leaves)}.")
-        points = {name: leaves[name].unconstrain(v) for name, v in values.items() if name in leaves}
+        points = {n: self._point(leaves[n], v) for n, v in values.items() if n in leaves}
         self.restore(points)
+
+    def _point(self, leaf: Leaf, value: Tensor) -> Tensor:
+        return leaf.unconstrain(self._starts.take(leaf.name, torch.as_tensor(value), leaf.constraint))
 
     def assign_nearest(self, values: Mapping[str, Tensor]) -> None:
         """Write constrained values that a fit arrived at; on the edge of a constraint, the nearest that has finite
@@ -199,6 +182,14 @@ class ParamSpace:
             point = transform_to(leaf.constraint).inv(value.detach().to(leaf.unconstrained.dtype))
             edge = 0.98 * math.log(torch.finfo(point.dtype).max)
             leaf.unconstrained.data.copy_(point.nan_to_num(nan=0.0, posinf=edge, neginf=-edge))
+
+    def exact(self, name: str, value: Tensor) -> Tensor:
+        """A value of a parameter with the zeros that it started with; differentiable."""
+        return self._starts.exact(name, value)
+
+    def without_zeros(self) -> AbstractContextManager[None]:
+        """Hand out values of parameters as their leaves have them, for the body of a ``with``."""
+        return self._starts.suspended()
 
     def check_start(self) -> None:
         """Refuse a model whose own initial values lie on the edge of their constraint."""
@@ -222,4 +213,4 @@ class ParamSpace:
 
     def values(self) -> dict[str, Tensor]:
         """Copies of all constrained values."""
-        return {name: leaf.value().detach().clone() for name, leaf in self.leaves().items()}
+        return {name: self.exact(name, leaf.value().detach().clone()) for name, leaf in self.leaves().items()}

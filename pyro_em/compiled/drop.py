@@ -32,14 +32,14 @@ def without_component(
         flat = flat * size + i
     found, states = _silenced(model, stats, start + flat)
     gone = {f.scope[-1].name: served for f, served in states.items()}
-    drawn = [f for f in model.factors if isinstance(f, TensorFactor) and f.own and f.name in gone]
+    drawn = [f for f in model.factors if isinstance(f, TensorFactor) and f.own is not None and f.own.name in gone]
     if not drawn or len(drawn) < len(gone):
         raise error
     for own in drawn:
         if not isinstance(own.book.family, Categorical) or not own.book.names or not own.book.names <= set(free):
             raise error
         at = next(i for i, b in enumerate(model.books) if b is own.book)
-        for k in gone[own.name]:
+        for k in gone[own.own.name if own.own else ""]:
             found[at][own.cell.reshape(-1).unique(), k] = 0.0
     return tuple(found)
 

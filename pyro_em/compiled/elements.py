@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_em.compiled.factor import active_rows, element_shape, grouped, multiplicity
 from pyro_em.families import Family
 from pyro_em.graph import Plate, Variable
-from pyro_em.probing import Affine, Coordinates, ProbedSite, Selected, SiteParts
+from pyro_em.probing import Affine, Coordinates, ProbedSite, Selected, SiteParts, Stack
 from pyro_em.probing.affine import PREDICTORS
 from pyro_em.probing.routes import linked
 
@@ -78,9 +78,10 @@ class ElementFactor:
     x: Tensor
     mask: Tensor | None
     active: Tensor | None
-    own: bool
+    own: Variable | None
     routes: dict[str, ElementRoute]
     multiplicity: Tensor | None = None
+    stack: Stack | None = None
 
     is_dense = False
     is_constant = False
@@ -151,8 +152,9 @@ def element_factor(site: ProbedSite, coordinates: Coordinates, weights: Mapping[
         x=grouped(parts, parts.data, parts.family.rank, plates, elements),
         mask=None if parts.mask is None else grouped(parts, parts.mask, 0, plates, elements),
         active=active_rows(parts, plates),
-        own=parts.own is not None,
+        own=parts.own,
         multiplicity=multiplicity(parts, plates, elements, weights),
+        stack=parts.stack,
         routes={
             n: _route(r, parts, ranks[n], plates, elements, len(coordinates.owner())) for n, r in site.routes.items()
         },

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_em.compiled.cells import Book, stretch
 from pyro_em.graph import Plate, Variable
-from pyro_em.probing import SiteParts
+from pyro_em.probing import SiteParts, Stack
 
 __all__ = ["TensorFactor", "active_rows", "element_shape", "grouped", "multiplicity", "tensor_factor"]
 
@@ -36,8 +36,9 @@ class TensorFactor:
         mask: where the density counts, shape (n or 1, K or 1, E or 1); ``None``, everywhere.
         origin: what is taken off x, shape (E, *event); ``None`` for nothing.
         active: over rows, where any of the density counts; ``None``, everywhere.
-        own: whether the site draws one of its variables.
+        own: the variable that the site draws; ``None`` for an observation.
         multiplicity: how often each element counts, shape (E,), from weights of inner plates; ``None``, once.
+        stack: of sites of a chain, where they sit; their time is then the last of ``plates``, if they differ.
     """
 
     name: str
@@ -49,8 +50,9 @@ class TensorFactor:
     mask: Tensor | None
     origin: Tensor | None
     active: Tensor | None
-    own: bool
+    own: Variable | None
     multiplicity: Tensor | None = None
+    stack: Stack | None = None
 
     @property
     def num_rows(self) -> int:
@@ -131,8 +133,9 @@ def tensor_factor(parts: SiteParts, book: Book, weights: Mapping[str, Tensor]) -
         mask=None if mask is None else grouped(parts, mask, 0, plates, elements),
         origin=origin,
         active=active_rows(parts, plates),
-        own=parts.own is not None,
+        own=parts.own,
         multiplicity=multiplicity(parts, plates, elements, weights),
+        stack=parts.stack,
     )
 
 

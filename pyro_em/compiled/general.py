@@ -57,7 +57,7 @@ def connected(factors: Sequence[AnyFactor]) -> list[list[AnyFactor]]:
     """Factors grouped by the latents they share, in the model's order."""
     groups: list[tuple[set[str], list[AnyFactor]]] = []
     for factor in factors:
-        names = {v.name for v in factor.scope}
+        names = {v.name for v in factor.scope} if factor.stack is None else {factor.stack.frames.tracks[0]}
         meeting = [g for g in groups if g[0] & names]
         rest = [g for g in groups if not g[0] & names]
         names = names.union(*(g[0] for g in meeting))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyro_em.compiled.desk import Desk
-from pyro_em.compiled.evaluate import dense, design, table
+from pyro_em.compiled.evaluate import design, table
 from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.flat import Flat
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 
 __all__ = ["Mixture", "MixtureTotals"]
@@ -37,23 +38,21 @@ class Mixture:
     """Factors that share one latent and its plates.
 
     Attributes:
-        flat: factors whose table is a matrix product.
+        flat: factors whose table is a matrix product, computed in its precision.
         constant: factors with one table for all rows, and ``designs``, what their coefficients are multiplied by.
         general: the others.
         weights: of the rows, zero where no datum informs; ``None`` for ones.
         scale: of the whole.
-        dtype: what matrix products are computed in.
         num_rows: number of data n.
         blocks: the ranges of rows that are taken at a time.
         kept: features of each block, shape (rows, S * E), where there is room to keep them.
     """
 
-    flat: tuple[TensorFactor, ...]
+    flat: Flat
     constant: tuple[TensorFactor, ...]
     general: tuple[AnyFactor, ...]
     weights: Tensor | None
     scale: float
-    dtype: torch.dtype
     num_rows: int
     blocks: tuple[slice, ...]
     kept: tuple[Tensor, ...]
@@ -63,25 +62,28 @@ class Mixture:
     def of(cls, factors: Sequence[AnyFactor], weights: Tensor | None, scale: float) -> Mixture:
         """Sort the factors, and keep their features where there is room."""
         cellular = [f for f in factors if isinstance(f, TensorFactor)]
-        flat = tuple(f for f in cellular if f.is_dense)
+        flat = Flat.of([f for f in cellular if f.is_dense])
         constant = tuple(f for f in cellular if not f.is_dense and f.is_constant and not f.is_augmented)
-        general = tuple(f for f in factors if f not in flat and f not in constant)
-        single = bool(flat) and all(f.x.dtype == torch.float32 for f in flat)
-        dtype = torch.float32 if single else torch.float64
+        general = tuple(f for f in factors if f not in flat.factors and f not in constant)
         num_rows = factors[0].num_rows
         by_row = [f for f in general if f.x.layout is torch.strided]
-        width = sum(f.width for f in flat) + max((f.num_states * f.x[0].numel() for f in by_row), default=0)
+        width = flat.width + max((f.num_states * f.x[0].numel() for f in by_row), default=0)
         step = max(512, min(16384, BLOCK // max(width, factors[0].num_states, 1)))
         blocks = tuple(slice(a, min(a + step, num_rows)) for a in range(0, num_rows, step))
         designs = tuple(_with_base(f) for f in constant)
-        self = cls(flat, constant, general, weights, scale, dtype, num_rows, blocks, (), designs)
-        if width * num_rows * dtype.itemsize > KEEP:
+        self = cls(flat, constant, general, weights, scale, num_rows, blocks, (), designs)
+        if width * num_rows * flat.dtype.itemsize > KEEP:
             return self
-        return replace(self, kept=tuple(self._features(rows, Desk(dtype)) for rows in blocks))
+        return replace(self, kept=tuple(flat.features(rows, Desk(flat.dtype)) for rows in blocks))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return self.flat.dtype
 
     def expect(self, point: Point, tally: Tally) -> MixtureTotals:
         """One pass: add expected statistics to the tally and return the totals."""
-        states = (*self.flat, *self.constant, *self.general)[0].num_states
+        states = (*self.flat.factors, *self.constant, *self.general)[0].num_states
         matrix, offset = self._coefficients(point, states)
         sums = torch.zeros_like(matrix, dtype=torch.float64)
         counts = torch.zeros(states, dtype=torch.float64)
@@ -89,8 +91,10 @@ class Mixture:
         clamp = self.dtype == torch.float32 and float(matrix.min() if matrix.numel() else 0.0) > -1e29
         desk = Desk(self.dtype)
         for i, rows in enumerate(self.blocks):
-            block = self.kept[i] if self.kept else self._features(rows, desk)
-            logs = torch.addmm(offset, matrix, block.T) if self.flat else offset.repeat(1, rows.stop - rows.start)
+            block = self.kept[i] if self.kept else self.flat.features(rows, desk)
+            logs = (
+                torch.addmm(offset, matrix, block.T) if self.flat.factors else offset.repeat(1, rows.stop - rows.start)
+            )
             for f in self.general:
                 logs += point.table(f, rows).T.to(self.dtype)
             top = logs.amax(0)
@@ -105,7 +109,7 @@ class Mixture:
             else:
                 posterior /= total
             evidence += float(terms.sum())
-            if self.flat:
+            if self.flat.factors:
                 sums += posterior @ block
             counts += posterior.sum(1)
             for f in self.general:
@@ -115,36 +119,18 @@ class Mixture:
         self._collect(sums, counts, tally.stats)
         return MixtureTotals(evidence * self.scale, squares)
 
-    def _features(self, rows: slice, desk: Desk) -> Tensor:
-        """Features of a block, shape (rows, all S * E), with masks as counts behind."""
-        parts = [desk.features(f, rows) for f in self.flat]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(0, 0)
-
     def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
         offset = torch.zeros(states, 1, dtype=torch.float64)
         for f, (linear, base) in zip(self.constant, self.designs, strict=True):
             whole = point.coefficients[id(f.book)]
             own = whole[None] if f.cell.numel() == 1 == f.book.size else whole[f.cell[0]]
             offset = offset + (own * linear).sum((1, 2)).unsqueeze(1) + base
-        parts = [dense(f, point.coefficients[id(f.book)]) for f in self.flat]
-        for part in parts:
-            offset = offset + part.constant
-        matrix = torch.cat([p.matrix for p in parts], 1) if parts else torch.zeros(states, 0)
-        return matrix.to(self.dtype), offset.clamp_min(-1e30).to(self.dtype)
+        matrix, constant = self.flat.coefficients(point, states)
+        return matrix.to(self.flat.dtype), (offset + constant).clamp_min(-1e30).to(self.flat.dtype)
 
     def _collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand the sums of all blocks to the cells they belong to."""
-        for f, part in zip(self.flat, sums.split([f.width for f in self.flat], 1), strict=True):
-            elements = f.cell.shape[2]
-            size = part.shape[1] - (0 if f.mask is None else f.mask.shape[2])
-            count = counts[:, None] if f.mask is None else part[:, size:]
-            by_feature = part[:, :size].reshape(len(part), -1, elements)
-            values = torch.cat([by_feature, count.expand(-1, elements).unsqueeze(1)], 1).transpose(1, 2)
-            if f.in_order:
-                stats[id(f.book)].add_(values.reshape(f.book.size, -1))
-                continue
-            cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
-            stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
+        self.flat.collect(sums, counts, stats)
         for f, (linear, _) in zip(self.constant, self.designs, strict=True):
             values = counts[:, None, None] * linear
             if f.cell.numel() == 1 == f.book.size:

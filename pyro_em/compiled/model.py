@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book, books_of
+from pyro_em.compiled.chain import Chain
 from pyro_em.compiled.elements import element_factor
 from pyro_em.compiled.evaluate import base_measure
 from pyro_em.compiled.factor import tensor_factor
@@ -18,6 +19,7 @@ from pyro_em.compiled.origin import with_origin
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.compiled.sparse import sparse_factor
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
+from pyro_em.probing.trim import trimmed
 
 __all__ = ["Expectation", "TensorModel", "assemble", "tensor_model"]
 
@@ -54,7 +56,7 @@ class TensorModel:
         coordinates: what theta's elements are.
         books: cells by family.
         factors: in the model's order.
-        mixtures, generals: the factors by how they are summed out.
+        mixtures, generals, chains: the factors by how they are summed out.
         base: the part of the log evidence that no parameter touches.
     """
 
@@ -63,12 +65,14 @@ class TensorModel:
     factors: tuple[AnyFactor, ...]
     mixtures: tuple[Mixture, ...]
     generals: tuple[General, ...]
+    chains: tuple[Chain, ...]
     base: float
 
     @property
     def dtype(self) -> torch.dtype:
         """The least exact arithmetic among the E-steps."""
-        single = any(m.dtype == torch.float32 for m in self.mixtures)
+        flats = [m.flat for m in self.mixtures] + [f for c in self.chains for f in c.flats if f is not None]
+        single = any(f.dtype == torch.float32 for f in flats)
         return torch.float32 if single else torch.float64
 
     def expect(self, theta: Tensor) -> Expectation:
@@ -79,8 +83,9 @@ class TensorModel:
         for mixture in self.mixtures:
             totals = mixture.expect(point, tally)
             evidence, squares = evidence + totals.log_evidence, squares + totals.squares
-        for general in self.generals:
-            value, spread = general.expect(point, tally)
+        others: tuple[General | Chain, ...] = (*self.generals, *self.chains)
+        for other in others:
+            value, spread = other.expect(point, tally)
             evidence, squares = evidence + value, squares + spread**2
         evidence = evidence if evidence > -1e29 else -torch.inf
         return self.expectation(tally, evidence, squares**0.5)
@@ -114,6 +119,7 @@ def tensor_model(
         scales: ``poutine.scale`` by site.
         plate_weights: weights of the data by plate.
     """
+    sites = [trimmed(s) for s in sites]
     cellular = [s for s in sites if s.name not in by_element]
     parts = {s.name: s.parts for s in cellular if isinstance(s.parts, SiteParts)}
     books = tuple(with_origin(book, parts) for book in books_of(cellular, coordinates))
@@ -130,19 +136,21 @@ def assemble(
     """The tensors of sites whose books are known; sites in no book are kept by element."""
     book_of = {name: book for book in books for name in book.maps}
     factors = [_factor(s, book_of.get(s.name), coordinates, plate_weights) for s in sites]
-    mixtures, generals, base = [], [], 0.0
+    mixtures, generals, chains, base = [], [], [], 0.0
     for group in connected(factors):
         scale = scales[group[0].name]
         weights = _row_weights(group[0], plate_weights)
         base += scale * sum(base_measure(f, _row_weights(f, plate_weights)) for f in group)
-        if _is_mixture(group):
+        if group[0].stack is not None:
+            chains.append(Chain.of(group, plate_weights, scale))
+        elif _is_mixture(group):
             informed = _informed(group)
             if informed is not None:
                 weights = informed if weights is None else weights * informed
             mixtures.append(Mixture.of(group, weights, scale))
         else:
             generals.append(General(tuple(group), plate_weights, scale))
-    return TensorModel(coordinates, books, tuple(factors), tuple(mixtures), tuple(generals), base)
+    return TensorModel(coordinates, books, tuple(factors), tuple(mixtures), tuple(generals), tuple(chains), base)
 
 
 def _factor(site: ProbedSite, book: Book | None, coordinates: Coordinates, weights: Mapping[str, Tensor]) -> AnyFactor:
@@ -174,7 +182,7 @@ def _row_weights(factor: AnyFactor, plate_weights: Mapping[str, Tensor]) -> Tens
 
 def _informed(group: Sequence[AnyFactor]) -> Tensor | None:
     """One for rows with an observation that counts, zero for others; ``None`` where all have one."""
-    seen = [f for f in group if not f.own]
+    seen = [f for f in group if f.own is None]
     if not seen:
         return torch.zeros(group[0].num_rows, dtype=torch.float64)
     if any(f.active is None for f in seen):

@@ -12,6 +12,7 @@ from pyro_em.compiled.model import TensorModel, tensor_model
 from pyro_em.compiled.ownership import Ownership, implied, share_out
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Key, Regressions
+from pyro_em.errors import ModelError
 from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
 
@@ -64,9 +65,10 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
     known = [s for s in probed.sites.values() if _is_known(s)]
     by_element = _connected(known, fixed)
     scales = {s.name: site_scale(s.name, nodes[s.name]) for s in known}
-    weights = datum_weights({n: nodes[n] for n in probed.sites})
+    weights = datum_weights({n: nodes[n] for s in probed.sites.values() for n in s.members})
     for name, weight in plate_weights.items():
         weights[name] = weight * weights.get(name, 1.0)
+    _check_weights(probed, weights)
     model = tensor_model(known, coordinates, scales, weights, by_element)
     priors = {n: Prior(n, nodes[n]) for n, params in probed.priors.items() if counts_priors and not params}
     frozen = {*fixed, *gradient}
@@ -75,6 +77,18 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
     inside = {p for s in elements for p in s.params} - frozen
     ownership = share_out(model.books, coordinates, priors, frozen | inside)
     return Plan(probed, model, priors, ownership, regressions, gradient, frozenset(fixed))
+
+
+def _check_weights(probed: Probed, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights of one of several plates that a chain takes as one."""
+    for site in probed.sites.values() if weights else ():
+        first, *others = ({f.name for f in probed.found.sites[n]["cond_indep_stack"]} for n in site.members)
+        odd = {name for names in others for name in names - first} & weights.keys()
+        if odd or (others and (first - others[0]) & weights.keys()):
+            raise ModelError(
+                f"Weights for plate {min(odd or first)!r}, which holds site {site.name!r} of a chain at one time only. "
+                "Weigh the plate that holds the whole chain, or fit with EM(m_step=GradientMStep())."
+            )
 
 
 def _is_known(site: ProbedSite) -> bool:

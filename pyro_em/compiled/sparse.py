@@ -13,7 +13,7 @@ from pyro_em.compiled.cells import Book
 from pyro_em.errors import ModelError
 from pyro_em.families.categorical import OneHotCategorical
 from pyro_em.graph import Plate, Variable
-from pyro_em.probing import SiteParts
+from pyro_em.probing import SiteParts, Stack
 
 __all__ = ["SparseFactor", "sparse_factor"]
 
@@ -34,10 +34,11 @@ class SparseFactor:
     scope: tuple[Variable, ...]
     x: Tensor
     cell: Tensor
-    own: bool = False
+    own: Variable | None = None
     active: Tensor | None = None
     mask: Tensor | None = None
     multiplicity: Tensor | None = None
+    stack: Stack | None = None
     blocks: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     is_dense = False

@@ -23,7 +23,10 @@ from pyro_em.graph import Intervention, Plate, Program
 from pyro_em.graph.build import datum_weights, plates_of, site_scale, structure
 from pyro_em.params import ParamSpace
 from pyro_em.probing import Coordinates, Probed, ProbedSite, Selected, SiteParts, values_of
-from pyro_em.probing.sites import as_independent, take_apart
+from pyro_em.probing.apart import read
+from pyro_em.probing.sites import as_independent
+from pyro_em.probing.stacks import apart
+from pyro_em.probing.trim import trimmed
 
 __all__ = ["BatchedModel", "Stream", "open_stream"]
 
@@ -129,10 +132,10 @@ class BatchedModel:
         assert found is not None
         sites, nodes = found
         scales = {s.name: site_scale(s.name, nodes[s.name]) for s in sites}
-        together = datum_weights({s.name: nodes[s.name] for s in sites})
+        together = datum_weights({n: nodes[n] for s in sites for n in s.members})
         for name, weight in weights.items():
             together[name] = weight * together.get(name, 1.0)
-        return assemble(sites, self.first.books, self.coordinates, scales, together)
+        return assemble([trimmed(s) for s in sites], self.first.books, self.coordinates, scales, together)
 
     def _sites(self, batch: Batch, check: bool = True) -> tuple[list[ProbedSite], dict[str, Any]] | None:
         """The sites of a batch with the routes of the first; ``None`` where their arguments are others."""
@@ -141,9 +144,10 @@ class BatchedModel:
             trace = self.program.trace(batch.args, batch.kwargs, intervention)
             found = structure(trace, self.program.ignored)
         theta = self.coordinates.flat(self.space.values())
+        raws = {name: read(name, site, found) for name, site in found.sites.items()}
         sites = []
         for name, known in self.probed.sites.items():
-            parts = take_apart(name, found.sites[name], found) if name in found.sites else ""
+            parts = apart(raws, self.probed.piles[name], name) if name in raws else ""
             if not isinstance(parts, SiteParts) or not isinstance(known.parts, SiteParts):
                 return None
             if type(parts.family) is not type(known.parts.family):

@@ -86,8 +86,10 @@ class Engine(Protocol):
         """Dimensions of the largest covariance that a start must be able to tell."""
         ...
 
-    def observed(self, site: str) -> tuple[Variable, Tensor]:
-        """The one latent of an observed site, and its data, a row for each copy of that latent."""
+    def observed(self, site: str) -> tuple[tuple[Variable, ...], Tensor]:
+        """The one latent of an observed site, or those of its like along a chain; and the data, a row for each copy of
+        a latent, those of one time after the other's.
+        """
         ...
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -14,6 +15,7 @@ from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.traced import TracedEngine, TracedExpectation
+from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
 
 __all__ = ["MixedEngine"]
@@ -58,8 +60,30 @@ class MixedEngine(TracedEngine):
         tally = Tally.of(Point.at(theta, model.books, model.coordinates))
         weights = dict(zip(expectation.names, expectation.cliques.weights, strict=True))
         for factor in model.factors:
-            tally.add(factor, _by_rows(factor, weights[factor.name], self._plates[factor.name]), ALL)
+            tally.add(factor, self._posterior(factor, weights), ALL)
         return tally
+
+    def _posterior(self, factor: AnyFactor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The posterior of a factor's states, shape (rows, K)."""
+        plates = self._plates[factor.name]
+        if factor.stack is None:
+            return _by_rows(factor, weights[factor.name], plates)
+        stack, found = factor.stack, []
+        for name in stack.members:
+            scope = self._scopes[name]
+            axes = stack.frames.seat(scope).axes
+            order = sorted(range(len(scope)), key=axes.__getitem__)
+            weight, start = weights[name], weights[name].dim() - len(scope)
+            found.append(weight.permute([*range(start), *(start + i for i in order)]))
+        own = {p.name for p in stack.frames.plates}
+        inner = [i for i, name in enumerate(plates[:-1]) if name not in own]
+        whole = torch.stack([w.amax(inner) if inner else w for w in found], len(own))
+        gone = [i for i, p in enumerate((*stack.frames.plates, stack.time)) if p not in factor.plates]
+        return (whole.sum(gone) if gone else whole).reshape(factor.num_rows, factor.num_states)
+
+    @cached_property
+    def _scopes(self) -> dict[str, tuple[Variable, ...]]:
+        return {f.name: f.scope for f in self.prepared.graph.factors}
 
     @cached_property
     def _plates(self) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyro_em.em.engine import Engine
 from pyro_em.errors import ModelError
-from pyro_em.graph import Variable
 
 __all__ = ["KMeans", "RandomDraws", "RandomResponsibilities", "Start"]
 
@@ -61,13 +60,19 @@ class RandomResponsibilities:
 
     def place(self, engine: Engine) -> None:
         states, chosen = {}, {}
-        for variable in engine.variables():
+        variables = engine.variables()
+        alone = [v for v in variables if not v.plates]  # a long series: few of its times are labelled
+        left = len(alone) - (self._each(engine) * max((v.size for v in alone), default=0))
+        unlabelled = {alone[i].name for i in torch.randperm(len(alone))[: max(left, 0)].tolist()}
+        for variable in (v for v in variables if v.name not in unlabelled):
             states[variable.name] = torch.randint(variable.size, [p.size for p in variable.plates])
             for plate in variable.plates[:1]:  # one choice for all latents of a plate: a label alone says little
                 if plate.name not in chosen:
-                    each = self.rows or max(5, 2 * (engine.block_size() + 1))
-                    chosen[plate.name] = _few(plate.size, each * variable.size)
+                    chosen[plate.name] = _few(plate.size, self._each(engine) * variable.size)
         engine.place(states, chosen)
+
+    def _each(self, engine: Engine) -> int:
+        return self.rows or max(5, 2 * (engine.block_size() + 1))
 
 
 def _few(total: int, rows: int) -> Tensor:
@@ -84,26 +89,28 @@ class KMeans:
     For mixtures of continuous data. Needs scikit-learn.
 
     Args:
-        site: the observed site, whose one latent is labelled.
+        site: the observed site, whose one latent is labelled; in a chain, with its like at all other times.
     """
 
     site: str
 
     def place(self, engine: Engine) -> None:
-        variable, data = engine.observed(self.site)
+        variables, data = engine.observed(self.site)
         states = {v.name: torch.randint(v.size, [p.size for p in v.plates]) for v in engine.variables()}
-        states[variable.name] = _nearest(data, variable).reshape([p.size for p in variable.plates])
+        shape = [*(p.size for p in variables[0].plates), len(variables)]
+        labels = _nearest(data.reshape(prod(shape), -1), variables[0].size).reshape(shape)
+        states.update({v.name: labels[..., t] for t, v in enumerate(variables)})
         engine.place(states, {})
 
 
-def _nearest(data: Tensor, variable: Variable) -> Tensor:
-    """For each row, the nearest of as many seeds as the variable has states."""
+def _nearest(rows: Tensor, count: int) -> Tensor:
+    """For each row, the nearest of ``count`` seeds."""
     try:
         from sklearn.cluster import kmeans_plusplus
     except ImportError as error:
         raise ModelError("KMeans starts need scikit-learn: pip install scikit-learn.") from error
-    rows = data.reshape(prod(p.size for p in variable.plates), -1).to(torch.float64).nan_to_num(0.0)
+    rows = rows.to(torch.float64).nan_to_num(0.0)
     rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     seed = int(torch.randint(2**31 - 1, ()))
-    centres, _ = kmeans_plusplus(rows.numpy(), min(variable.size, len(rows)), random_state=seed)
+    centres, _ = kmeans_plusplus(rows.numpy(), min(count, len(rows)), random_state=seed)
     return torch.cdist(rows, torch.as_tensor(centres)).argmin(1)

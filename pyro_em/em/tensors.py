@@ -21,7 +21,7 @@ from pyro_em.compiled.priors import log_prior
 from pyro_em.compiled.sparse import SparseFactor
 from pyro_em.em.agreement import Agreement
 from pyro_em.em.batched import BatchedModel
-from pyro_em.em.placing import labelled
+from pyro_em.em.placing import by_rows, drawn, members
 from pyro_em.em.stopping import resolution
 from pyro_em.errors import DegenerateError, ModelError
 from pyro_em.graph import Variable
@@ -163,18 +163,18 @@ class TensorEngine:
 
     def variables(self) -> list[Variable]:
         """The latents that are summed out."""
-        return list({v.name: v for f in self.model.factors for v in f.scope}.values())
+        return list({v.name: v for f in self.model.factors for v in drawn(f)}.values())
 
     def block_size(self) -> int:
         """Dimensions of the largest covariance."""
         return max((getattr(b.family, "size", 1) for b in self.model.books if b.location is not None), default=1)
 
-    def observed(self, site: str) -> tuple[Variable, Tensor]:
-        """The one latent of an observed site, and its data, a row for each copy of that latent."""
-        factor = next((f for f in self.model.factors if f.name == site), None)
+    def observed(self, site: str) -> tuple[tuple[Variable, ...], Tensor]:
+        """The one latent of an observed site, or those of its like along a chain, and the data."""
+        factor = next((f for f in self.model.factors if site in members(f)), None)
         if (
             factor is None
-            or factor.own
+            or factor.own is not None
             or isinstance(factor, SparseFactor)
             or len(factor.scope) != 1
             or factor.x.shape[0] != factor.num_rows
@@ -182,18 +182,18 @@ class TensorEngine:
             raise ModelError(
                 f"A start from data needs an observed site of dense data with one latent; {site!r} is none."
             )
-        return factor.scope[0], factor.x.flatten(1)
+        return drawn(factor), factor.x.flatten(1)
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
         """Move to the maximum of Q under latents that have been labelled; spreads are held at a floor."""
         tally = Tally.of(Point.at(self.theta, self.model.books, self.model.coordinates))
         for f in self.model.factors:
-            weights = labelled(f.plates, f.scope, states, chosen)
-            tally.add(f, weights.reshape(f.num_rows, f.num_states), ALL)
+            tally.add(f, by_rows(f, states, chosen), ALL)
         found = self.model.expectation(tally, 0.0, 0.0)
         careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
         with torch.no_grad():
-            self.theta = careful.maximise(self.theta, found.stats, found.weights)
+            moved = self.model.coordinates.split(careful.maximise(self.theta, found.stats, found.weights))
+            self.theta = self.model.coordinates.flat({n: self.space.exact(n, v) for n, v in moved.items()})
 
     def is_held(self) -> bool:
         """Whether a spread is at the floor that ``on_degenerate`` asked for, or below."""
@@ -239,7 +239,7 @@ class TensorEngine:
             if name in self._free:
                 shape = transform_to(constraint).inverse_shape(value.shape)
                 size = torch.Size(shape).numel()
-                value = transform_to(constraint)(vector[at : at + size].reshape(shape))
+                value = self.space.exact(name, transform_to(constraint)(vector[at : at + size].reshape(shape)))
                 at += size
             parts.append(value.reshape(-1))
         return torch.cat(parts)

@@ -17,6 +17,7 @@ from pyro_em.graph import (
     Cliques,
     FactorGraph,
     Variable,
+    alike,
     clique_posteriors,
     expected_log_joint,
     informed_weights,
@@ -131,16 +132,20 @@ class TracedEngine:
         """Dimensions of the largest covariance; unknown here."""
         return 1
 
-    def observed(self, site: str) -> tuple[Variable, Tensor]:
-        """The one latent of an observed site, and its data, a row for each copy of that latent."""
+    def observed(self, site: str) -> tuple[tuple[Variable, ...], Tensor]:
+        """The one latent of an observed site, or those of its like along a chain, and the data."""
         args, kwargs = self.prepared.data
-        trace = self.prepared.inference.program.trace(args, kwargs, self.prepared.intervention)
-        factor = next((f for f in self._graph().factors if f.name == site), None)
-        if factor is None or not trace.nodes[site]["is_observed"] or len(factor.scope) != 1:
+        nodes = self.prepared.inference.program.trace(args, kwargs, self.prepared.intervention).nodes
+        graph = self._graph()
+        factors = {f.name: f for f in graph.factors}
+        if site not in factors or not nodes[site]["is_observed"] or len(factors[site].scope) != 1:
             raise ModelError(
                 f"A start from data needs an observed site of dense data with one latent; {site!r} is none."
             )
-        return factor.scope[0], trace.nodes[site]["value"]
+        names = alike(graph, site)
+        variables = tuple(factors[n].scope[0] for n in names)
+        data = [nodes[n]["value"] for n in names]
+        return variables, torch.stack(data, len(variables[0].plates)).flatten(0, len(variables[0].plates))
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
         """Raise Q under latents that have been labelled."""

@@ -2,6 +2,7 @@
 
 from pyro_em.graph.barren import informed_weights
 from pyro_em.graph.build import build_graph
+from pyro_em.graph.chain import alike
 from pyro_em.graph.eliminate import (
     Cliques,
     Term,
@@ -32,6 +33,7 @@ __all__ = [
     "Term",
     "Variable",
     "align",
+    "alike",
     "build_graph",
     "clique_posteriors",
     "expected_log_joint",

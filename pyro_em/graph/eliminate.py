@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_em.graph.chain import split
 from pyro_em.graph.factor import Dim, FactorGraph, Plate, Variable
 from pyro_em.graph.plan import Plan, PlateProduct, SumOut, plan_for
 
@@ -101,9 +102,15 @@ class Term:
 
 def log_evidence_terms(graph: FactorGraph) -> list[Term]:
     """The log evidence before its sum over plates."""
+    chains, rest = split(graph)
+    found = []
+    for chain in chains:
+        plates = chain.frames.plates
+        table = chain.log_evidence(graph)
+        found.append(Term(plates, table, weighted(graph, table, plates, plates) * chain.scale))
+    graph = graph.only(rest) if chains else graph
     plan = plan_for(graph)
     tables = _forward(graph, plan, logsumexp)
-    found = []
     for t in plan.terminals:
         scaled = weighted(graph, tables[t.input], plan.slots[t.input], t.plates)
         found.append(Term(t.plates, tables[t.input], scaled if t.scale == 1.0 else scaled * t.scale))
@@ -231,21 +238,32 @@ def sample(graph: FactorGraph, samples: int) -> tuple[dict[str, Tensor], dict[st
     """Joint draws from the exact posterior.
 
     Returns:
-        State numbers by site, of shape (samples, *plates of the variable), and the log-probability of each given the
-        states drawn before it; over all sites these add up to the log-density of the joint draw.
+        State numbers by site, of shape (samples, *plates of the variable), and log-probabilities by site; over all
+        sites these add up to the log-density of the joint draw.
     """
-    plan = plan_for(graph)
-    products: list[Tensor] = []
+    chains, rest = split(graph)
+    states: dict[str, Tensor] = {}
+    log_probs: dict[str, Tensor] = {}
     with torch.no_grad():
+        for chain in chains:
+            drawn, densities = chain.sample(graph, samples)
+            states, log_probs = {**states, **drawn}, {**log_probs, **densities}
+        graph = graph.only(rest)
+        products: list[Tensor] = []
+        plan = plan_for(graph)
         _forward(graph, plan, logsumexp, keep=products)
-        return _backward(plan, products, _draw, samples)
+        drawn, densities = _backward(plan, products, _draw, samples)
+    return {**states, **drawn}, {**log_probs, **densities}
 
 
 def maximise(graph: FactorGraph) -> dict[str, Tensor]:
     """The most probable joint assignment (Viterbi, for a chain): state numbers by site, in the variable's plates."""
-    plan = plan_for(graph)
-    products: list[Tensor] = []
+    chains, rest = split(graph)
     with torch.no_grad():
+        found = {name: state for chain in chains for name, state in chain.maximise(graph).items()}
+        graph = graph.only(rest)
+        products: list[Tensor] = []
+        plan = plan_for(graph)
         _forward(graph, plan, lambda t: t.amax(-1), keep=products)
         states, _ = _backward(plan, products, lambda t: t.argmax(-1), 1)
-    return {name: state.squeeze(0) for name, state in states.items()}
+    return {**found, **{name: state.squeeze(0) for name, state in states.items()}}

@@ -90,6 +90,10 @@ class FactorGraph:
         """The same graph with further factors at the end."""
         return replace(self, factors=self.factors + extra)
 
+    def only(self, positions: Iterable[int]) -> FactorGraph:
+        """The same graph with the factors at these positions alone."""
+        return replace(self, factors=tuple(self.factors[i] for i in positions))
+
     def log_prior(self) -> Tensor:
         """Total log-density of the point-estimated latents, in nats."""
         return torch.stack([*(p.log_prob for p in self.priors.values()), torch.zeros((), dtype=torch.float64)]).sum()

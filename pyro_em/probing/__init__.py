@@ -4,7 +4,7 @@ from pyro_em.probing.coordinates import Coordinates
 from pyro_em.probing.links import LINKS
 from pyro_em.probing.probe import Probed, ProbedSite, probe
 from pyro_em.probing.routes import Affine, Opaque, Route, Selected, values_of
-from pyro_em.probing.sites import SiteParts
+from pyro_em.probing.sites import SiteParts, Stack
 
 __all__ = [
     "LINKS",
@@ -16,6 +16,7 @@ __all__ = [
     "Route",
     "Selected",
     "SiteParts",
+    "Stack",
     "probe",
     "values_of",
 ]

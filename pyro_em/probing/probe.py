@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -16,15 +17,16 @@ from torch.distributions import constraints
 from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import Structure, site_log_prob, structure
-from pyro_em.graph.trace import Site
 from pyro_em.params import ParamSpace
 from pyro_em.probing.affine import affine
+from pyro_em.probing.apart import Raw, read
 from pyro_em.probing.branches import Branches
 from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route, Selected
-from pyro_em.probing.sites import SiteParts, as_independent, take_apart
+from pyro_em.probing.sites import SiteParts, as_independent
 from pyro_em.probing.smooth import trail
+from pyro_em.probing.stacks import Pile, apart, find_piles
 
 __all__ = ["Probed", "ProbedSite", "probe"]
 
@@ -46,6 +48,12 @@ class ProbedSite:
     routes: dict[str, Route]
     params: tuple[str, ...]
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The sites of a chain that are taken as this one; the site itself, on its own."""
+        stack = None if isinstance(self.parts, str) else self.parts.stack
+        return (self.name,) if stack is None else stack.members
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -56,12 +64,14 @@ class Probed:
         sites: in the model's order, without the priors of point-estimated latents.
         priors: by such latent, the parameters that its prior depends on.
         found: the structure of the trace at the parameters in place.
+        piles: which of its sites are taken as one; ``sites`` has the first of each.
     """
 
     coordinates: Coordinates
     sites: dict[str, ProbedSite]
     priors: dict[str, tuple[str, ...]]
     found: Structure
+    piles: dict[str, Pile | None]
 
 
 class _Substitute(Messenger):
@@ -96,29 +106,31 @@ def probe(
     coordinates = Coordinates.of(leaves)
     start = space.snapshot()
     runs: list[_Run] = []
+    again = partial(_run, program, space, coordinates, (args, kwargs), intervention)
+    here = again()
     try:
         for values in distinct_values(leaves):
             with torch.no_grad():
                 space.assign(values)
-            runs.append(_run(program, space, coordinates, (args, kwargs), intervention, first=not runs))
+            runs.append(again(first=not runs, piles=here.piles))
     finally:
         space.restore(start)
-    here = _run(program, space, coordinates, (args, kwargs), intervention, first=False)
-    sites = {n: _site(n, here, runs, coordinates, gradients) for n in here.found.sites if n not in program.priors}
+    sites = {n: _site(n, here, runs, coordinates, gradients) for n in here.parts}
     if any(_is_unexplained(route) for site in sites.values() for route in site.routes.values()):
-        near = _near(program, space, coordinates, (args, kwargs), intervention)
+        near = _near(space, again, here.piles)
         sites = {n: _with_designs(site, near, coordinates) for n, site in sites.items()}
     priors = {n: _prior(n, here, runs) for n in program.priors}
-    return Probed(coordinates, sites, priors, here.found)
+    return Probed(coordinates, sites, priors, here.found, here.piles)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run: its sites, the parameters at its time, the tensors that gradients go back to (and those of the store,
-    by identity, which a model may read behind Pyro's back), and the parameters it compares.
+    """One run: its sites, those of a chain piled up, the parameters at its time, the tensors that gradients go back to
+    (and those of the store, by identity, which a model may read behind Pyro's back), and the parameters it compares.
     """
 
     found: Structure
+    piles: dict[str, Pile | None]
     parts: dict[str, SiteParts | str]
     theta: Tensor
     leaves: dict[str, Tensor]
@@ -132,7 +144,8 @@ def _run(
     coordinates: Coordinates,
     data: tuple[Any, Any],
     intervention: Intervention,
-    first: bool,
+    first: bool = False,
+    piles: dict[str, Pile | None] | None = None,
 ) -> _Run:
     leaves, latents = space.distinct(), set(space.latents())
     plain = {n for n, leaf in leaves.items() if n not in latents and leaf.constraint is constraints.real}
@@ -144,28 +157,28 @@ def _run(
     intervention.given = {n: values[n] for n in latents}
     substitute = _Substitute({n: v for n, v in values.items() if n not in plain and n not in latents})
     watch = Branches(values) if first else nullcontext()
-    with torch.set_grad_enabled(first), pyro.validation_enabled(False), substitute:
+    with torch.set_grad_enabled(first), pyro.validation_enabled(False), substitute, space.without_zeros():
         with watch:
             trace = program.trace(*data, intervention)
         found = structure(trace, program.ignored)
-        parts = {name: _apart(name, site, found) for name, site in found.sites.items() if name not in latents}
+        raws = {name: read(name, site, found) for name, site in found.sites.items() if name not in latents}
+        piles = find_piles(raws) if piles is None else piles
+        parts = {name: _apart(raws, pile, name) for name, pile in piles.items()}
     compared = frozenset(watch.compared) if isinstance(watch, Branches) else frozenset[str]()
     stored = {id(leaf.unconstrained): n for n, leaf in leaves.items()}
-    return _Run(found, parts, theta, values, stored, compared)
+    return _Run(found, piles, parts, theta, values, stored, compared)
 
 
-def _near(
-    program: Program, space: ParamSpace, coordinates: Coordinates, data: tuple[Any, Any], intervention: Intervention
-) -> list[_Run]:
+def _near(space: ParamSpace, again: Callable[..., _Run], piles: dict[str, Pile | None]) -> list[_Run]:
     """Runs at the parameters in place, and about as far from zero on this side and the other, where predictors stay
     within range.
     """
     start = space.snapshot()
-    runs = [_run(program, space, coordinates, data, intervention, first=True)]
+    runs = [again(first=True, piles=piles)]
     try:
         for sign in (1.0, -1.0):
             space.restore({n: sign * u + 0.3 * torch.randn_like(u) for n, u in start.items()})
-            runs.append(_run(program, space, coordinates, data, intervention, first=False))
+            runs.append(again(piles=piles))
     finally:
         space.restore(start)
     return runs
@@ -192,10 +205,10 @@ def _with_designs(site: ProbedSite, near: list[_Run], coordinates: Coordinates) 
     return replace(site, routes=routes)
 
 
-def _apart(name: str, site: Site, found: Structure) -> SiteParts | str:
+def _apart(raws: Mapping[str, Raw | str], pile: Pile | None, name: str) -> SiteParts | str:
     """A site's parts, with arguments of their own: an argument may be a parameter itself, which is about to move."""
-    parts = take_apart(name, site, found)
-    if isinstance(parts, str):
+    parts = apart(raws, pile, name)
+    if isinstance(parts, str) or parts.stack is not None:
         return parts
     logits = None if parts.logits is None else parts.logits.clone()
     return replace(parts, arguments={n: a.clone() for n, a in parts.arguments.items()}, logits=logits)

@@ -1,0 +1,67 @@
+"""Factors over the same rows and states whose tables are one matrix product of coefficients and features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.desk import Desk
+from pyro_em.compiled.evaluate import dense
+from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.point import Point
+
+__all__ = ["Flat"]
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Dense factors side by side: their features are columns of one matrix.
+
+    Attributes:
+        factors: all of one scope.
+        dtype: what matrix products are computed in.
+    """
+
+    factors: tuple[TensorFactor, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, factors: Sequence[TensorFactor]) -> Flat:
+        """In single precision where all data are."""
+        single = bool(factors) and all(f.x.dtype == torch.float32 for f in factors)
+        return cls(tuple(factors), torch.float32 if single else torch.float64)
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return sum(f.width for f in self.factors)
+
+    def features(self, rows: slice, desk: Desk) -> Tensor:
+        """Features of a range of rows, shape (rows, all S * E), with masks as counts behind."""
+        parts = [desk.features(f, rows) for f in self.factors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1) if parts else torch.zeros(0, 0)
+
+    def coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
+        """What multiplies the features, float64, shape (K, all S * E), and what is added, shape (K, 1)."""
+        offset = torch.zeros(states, 1, dtype=torch.float64)
+        parts = [dense(f, point.coefficients[id(f.book)]) for f in self.factors]
+        for part in parts:
+            offset = offset + part.constant
+        return torch.cat([p.matrix for p in parts], 1) if parts else torch.zeros(states, 0), offset
+
+    def collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
+        """Hand expected features (K, all S * E) and counts (K,) to the cells they belong to."""
+        for f, part in zip(self.factors, sums.split([f.width for f in self.factors], 1), strict=True):
+            elements = f.cell.shape[2]
+            size = part.shape[1] - (0 if f.mask is None else f.mask.shape[2])
+            count = counts[:, None] if f.mask is None else part[:, size:]
+            by_feature = part[:, :size].reshape(len(part), -1, elements)
+            values = torch.cat([by_feature, count.expand(-1, elements).unsqueeze(1)], 1).transpose(1, 2)
+            if f.in_order:
+                stats[id(f.book)].add_(values.reshape(f.book.size, -1))
+                continue
+            cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
+            stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
