@@ -22,7 +22,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_em.errors import StartError
 from pyro_em.modules import ModuleStates, reachable_modules
-from pyro_em.zeros import StartValues
+from pyro_em.zeros import StartValues, Zeros
 
 __all__ = ["Leaf", "ParamSpace"]
 
@@ -81,7 +81,7 @@ class ParamSpace:
         self._saved: dict[str, Tensor] = {}
         self._saved_modules: ModuleStates | None = None
         self._roots = roots
-        self._starts = StartValues()
+        self._zeros = Zeros()
         self._before: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     @contextmanager
@@ -90,7 +90,7 @@ class ParamSpace:
         outer_before, self._before = self._before, {}
         modules_before = ModuleStates(reachable_modules(*self._roots))
         grads_before = [(t, t.grad) for t in _differentiable(self._roots)]
-        with pyro.get_param_store().scope(self._store), self._starts:
+        with pyro.get_param_store().scope(self._store), StartValues(self._zeros):
             try:
                 self.track()
                 self.restore(self._saved)
@@ -170,7 +170,7 @@ class ParamSpace:
         self.restore(points)
 
     def _point(self, leaf: Leaf, value: Tensor) -> Tensor:
-        return leaf.unconstrain(self._starts.take(leaf.name, torch.as_tensor(value), leaf.constraint))
+        return leaf.unconstrain(self._zeros.take(leaf.name, torch.as_tensor(value), leaf.constraint))
 
     def assign_nearest(self, values: Mapping[str, Tensor]) -> None:
         """Write constrained values that a fit arrived at; on the edge of a constraint, the nearest that has finite
@@ -185,11 +185,11 @@ class ParamSpace:
 
     def exact(self, name: str, value: Tensor) -> Tensor:
         """A value of a parameter with the zeros that it started with; differentiable."""
-        return self._starts.exact(name, value)
+        return self._zeros.exact(name, value)
 
     def without_zeros(self) -> AbstractContextManager[None]:
         """Hand out values of parameters as their leaves have them, for the body of a ``with``."""
-        return self._starts.suspended()
+        return self._zeros.suspended()
 
     def check_start(self) -> None:
         """Refuse a model whose own initial values lie on the edge of their constraint."""

@@ -15,26 +15,21 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["StartValues", "inside"]
+__all__ = ["StartValues", "Zeros"]
 
 TINY = 1e-30  # instead of a zero in a leaf: finite coordinates, in single precision too
 
 
-def inside(value: Tensor) -> Tensor:
+def _inside(value: Tensor) -> Tensor:
     """A point of the simplex moved off its edge, by less than rounding."""
     raised = torch.where(value == 0, TINY, value)
     return raised / raised.sum(-1, keepdim=True)
 
 
-class StartValues(Messenger):
-    """Stands between a model and its parameters.
-
-    It hands ``pyro.param`` copies of initial tensors, as Pyro would optimise the caller's own tensor in place, and
-    remembers and restores the zeros of those on the simplex.
-    """
+class Zeros:
+    """Where parameters on the simplex started at zero."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.zeros: dict[str, Tensor] = {}
         self.active = True
 
@@ -46,7 +41,7 @@ class StartValues(Messenger):
         if not bool(constraint.check(value).all()):
             return value
         self.zeros[name] = value == 0
-        return inside(value)
+        return _inside(value)
 
     def exact(self, name: str, value: Tensor) -> Tensor:
         """The value with its zeros, differentiable."""
@@ -64,6 +59,18 @@ class StartValues(Messenger):
         finally:
             self.active = True
 
+
+class StartValues(Messenger):
+    """Stands between a model and its parameters.
+
+    It hands ``pyro.param`` copies of initial tensors, as Pyro would optimise the caller's own tensor in place, and
+    notes and restores their zeros.
+    """
+
+    def __init__(self, zeros: Zeros) -> None:
+        super().__init__()
+        self.zeros = zeros
+
     def _pyro_param(self, msg: Any) -> None:
         name, *rest = msg["args"]
         constraint = msg["kwargs"].get("constraint", rest[1] if len(rest) > 1 else constraints.real)
@@ -75,13 +82,13 @@ class StartValues(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor):
-            msg["value"] = self.exact(msg["name"], msg["value"])
+            msg["value"] = self.zeros.exact(msg["name"], msg["value"])
 
     def _copy(self, name: str, init: Any, constraint: Any) -> Any:
         if isinstance(init, torch.nn.Parameter):  # a module's own leaf: restored when the space closes
             return init
         if callable(init):
-            return lambda: self.take(name, init().detach().clone(), constraint)
+            return lambda: self.zeros.take(name, init().detach().clone(), constraint)
         if isinstance(init, Tensor):
-            return lambda: self.take(name, init.detach().clone(), constraint)
+            return lambda: self.zeros.take(name, init.detach().clone(), constraint)
         return init

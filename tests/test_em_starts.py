@@ -358,8 +358,9 @@ def test_starts_on_latent_classes(start):
 
 @pytest.mark.parametrize("start", [None, RandomResponsibilities(rows=8), RandomDraws(), KMeans("x_2")])
 def test_starts_on_chains(start):
+    """KMeans labels every latent, and finds the same clusters whatever its seeds."""
     result = run(chains, sequences(), restarts=4, start=start, max_steps=40)
-    assert len(starts_of(result).unique()) == 4
+    assert len(starts_of(result).unique()) == (1 if isinstance(start, KMeans) else 4)
     torch.testing.assert_close(result.params["locs"].sort().values, f64([-4.0, 4.0]), atol=0.6, rtol=0)
     torch.testing.assert_close(result.params["trans"].sum(-1), torch.ones(2))
 

@@ -17,7 +17,7 @@ from pyro_em.graph.factor import Plate, Variable
 
 __all__ = ["Frames", "Seat", "find_frames"]
 
-MIN_FRAMES = 6  # of fewer, elimination step by step is as fast
+MIN_FRAMES = 3  # of fewer, elimination step by step is as fast
 MAX_STATES = 1024  # of a frame: beyond, elimination one latent at a time is cheaper
 STARTS = 6  # how many of the model's first latents may make up the first frame
 
