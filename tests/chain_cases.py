@@ -19,9 +19,19 @@ def scan_backward(filtered: Filtered, weights: Tensor | None = None):
 
 
 COMPILED = SimpleNamespace(
-    forward=chains.forward, backward=chains.backward, viterbi=chains.viterbi, sample=chains.sample
+    forward=chains.forward,
+    backward=chains.backward,
+    viterbi=chains.viterbi,
+    sample=chains.sample,
+    predict_next=chains.predict_next,
 )
-TENSORS = SimpleNamespace(forward=scan.forward, backward=scan_backward, viterbi=scan.viterbi, sample=scan.sample)
+TENSORS = SimpleNamespace(
+    forward=scan.forward,
+    backward=scan_backward,
+    viterbi=scan.viterbi,
+    sample=scan.sample,
+    predict_next=scan.predict_next,
+)
 
 
 both = pytest.mark.parametrize("run", [COMPILED, TENSORS], ids=["compiled", "tensors"])

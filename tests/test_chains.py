@@ -44,7 +44,7 @@ def test_filtering_and_prediction_are_evidence_of_shorter_chains(run, size) -> N
     tables = random_tables(7, **{**size, "ragged": False})
     filtered = run.forward(tables)
     ones = torch.ones(len(tables.emission), dtype=torch.float64)
-    predicted = chains.predict_next(filtered)
+    predicted = run.predict_next(filtered)
     for t in range(tables.emission.shape[1]):
         frames = torch.full((len(ones),), t + 1)
         shorter = ChainTables(tables.emission, tables.transition, tables.which, frames)

@@ -14,20 +14,21 @@ A row in neither case is marked in `redo` for :mod:`pyro_em.chains.log_kernel`.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-__all__ = ["backward_rows", "forward_rows", "scale_transitions"]
+from pyro_em.chains.arithmetic import Array, add_outer, exponentiate, multiply
 
-Array = NDArray[Any]
+__all__ = ["backward_rows", "forward_rows", "predict_rows", "scale_transitions"]
 
 # 1e-308 / DENSE is what an underflow loses after a frame that surprises; over DENSE again, of what may yet come.
 DENSE = 1e-120
 # Far enough from 1e-308 that sums over time of its reciprocal stay finite.
 TINY = 1e-260
+# Frames whose exponentials are taken at once, and frames whose pairs are added at once.
+BLOCK = 64
+GATHERED = 8
 
 
 @njit(cache=True, nogil=True)
@@ -61,76 +62,97 @@ def scale_transitions(transition: Array, steps: Array, shift: Array, floor: Arra
 
 
 @njit(cache=True, nogil=True)
-def _multiply(x: Array, matrix: Array, out: Array) -> None:
-    """out = x @ matrix, row by row of the matrix, four rows at a time."""
-    states = x.size
-    out[:] = 0.0
-    done = states - states % 4
-    for i in range(0, done, 4):
-        x0, x1, x2, x3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+def _take_potentials(emission: Array, ratio: Array) -> float:
+    """ratio = exp(emission - top) in a block of frames, top the largest of each frame; returns the sum of tops."""
+    frames, states = emission.shape
+    tops = 0.0
+    for t in range(frames):
+        top = -np.inf
         for j in range(states):
-            out[j] += (x0 * matrix[i, j] + x1 * matrix[i + 1, j]) + (x2 * matrix[i + 2, j] + x3 * matrix[i + 3, j])
-    for i in range(done, states):
+            top = max(top, emission[t, j])
+        # A frame in which every state is impossible stays so.
+        top = 0.0 if top == -np.inf else top
+        tops += top
         for j in range(states):
-            out[j] += x[i] * matrix[i, j]
+            ratio[t, j] = emission[t, j] - top
+    exponentiate(ratio.reshape(-1))
+    return tops
 
 
 @njit(cache=True, nogil=True)
-def _update(potential: Array, predicted: Array, alpha: Array) -> tuple[float, float]:
-    """Multiply the predicted probabilities by exp(potential - top); returns the sum and top, the reachable maximum."""
-    states = potential.size
-    top = -np.inf
+def _has_lost(potential: Array, predicted: Array, joint: Array, limit: float) -> bool:
+    lost = 0
+    for j in range(joint.size):
+        lost += (joint[j] < limit) & (predicted[j] > 0.0) & (potential[j] > -np.inf)
+    return lost > 0
+
+
+@njit(cache=True, nogil=True)
+def _guard(
+    potential: Array, predicted: Array, ratio: Array, joint: Array, total: float, floor: float
+) -> tuple[float, float, bool]:
+    """Mend a frame where only unreachable states have a high potential: scale by the largest of the reachable.
+
+    Returns the sum of `joint`, what the logarithm of the scale changes by, and whether a reachable state is lost.
+    """
+    states = joint.size
     for j in range(states):
-        if predicted[j] > 0.0 and potential[j] > top:
-            top = potential[j]
-    if top == -np.inf:
-        total = 0.0
-        for j in range(states):
-            alpha[j] = 0.0
-            total += predicted[j] * (0.0 if potential[j] == -np.inf else potential[j])
-        # A NaN among the potentials is no impossibility.
-        return (np.nan if total != total else 0.0), 0.0
+        ratio[j] = ratio[j] if predicted[j] > 0.0 else 0.0
+    if not _has_lost(potential, predicted, joint, floor):
+        return total, 0.0, False
+    top, reachable = -np.inf, -np.inf
+    for j in range(states):
+        top = max(top, potential[j])
+        if predicted[j] > 0.0:
+            reachable = max(reachable, potential[j])
     total = 0.0
     for j in range(states):
-        x = potential[j] - top
-        # Only states that cannot be reached exceed the maximum.
-        alpha[j] = predicted[j] * math.exp(0.0 if x > 0.0 else x)
-        total += alpha[j]
-    return total, top
+        ratio[j] = math.exp(potential[j] - reachable) if predicted[j] > 0.0 else 0.0
+        joint[j] = predicted[j] * ratio[j]
+        total += joint[j]
+    return total, reachable - top, _has_lost(potential, predicted, joint, floor)
 
 
-@njit(cache=True, nogil=True)
-def _has_lost(potential: Array, predicted: Array, alpha: Array, limit: float) -> bool:
-    for j in range(alpha.size):  # noqa: SIM110 - numba compiles no generator
-        if alpha[j] < limit and predicted[j] > 0.0 and potential[j] > -np.inf:
-            return True
-    return False
+# The order of the sum over states is left to the compiler, which makes it several sums at a time.
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _join(predicted: Array, scale: float, ratio: Array, joint: Array) -> float:
+    total = 0.0
+    for j in range(joint.size):
+        predicted[j] *= scale
+        joint[j] = predicted[j] * ratio[j]
+        total += joint[j]
+    return total
 
 
 @njit(cache=True, nogil=True)
 def _forward_row(
-    emission: Array, length: int, steps: Array, shift: Array, floor: float, which: Array, alpha: Array, predicted: Array
+    emission: Array, length: int, steps: Array, shift: Array, floor: float, which: Array, alpha: Array, ratio: Array
 ) -> tuple[float, bool]:
     """Filter one row; returns its log evidence and whether it has to be redone."""
     states = alpha.shape[1]
-    evidence, product = 0.0, 1.0
+    predicted, joint = np.ones(states), np.empty(states)
+    evidence, product, scale, total = 0.0, 1.0, 1.0, 1.0
     for t in range(length):
-        if t == 0:
-            predicted[0] = 1.0
-        else:
-            _multiply(alpha[t - 1], steps[which[t - 1]], predicted[t])
+        if t % BLOCK == 0:
+            end = min(t + BLOCK, length)
+            evidence += _take_potentials(emission[t:end], ratio[t:end])
+        if t > 0:
+            # Not alpha: the division for its scale then runs beside the product.
+            multiply(joint, steps[which[t - 1]], predicted)
             evidence += shift[which[t - 1]]
-        total, top = _update(emission[t], predicted[t], alpha[t])
+        total = _join(predicted, scale, ratio[t], joint)
+        if floor > 0.0:
+            total, change, lost = _guard(emission[t], predicted, ratio[t], joint, total, floor)
+            evidence += change
+            if lost:
+                return 0.0, True
         if total == 0.0:
             alpha[t:] = 0.0
-            predicted[t:] = 0.0
             return -np.inf, False
-        if floor > 0.0 and _has_lost(emission[t], predicted[t], alpha[t], max(TINY, floor * total)):
-            return 0.0, True
         scale = 1.0 / total
         for j in range(states):
-            alpha[t, j] *= scale
-        evidence += top
+            alpha[t, j] = joint[j] * scale
+            ratio[t, j] *= scale
         # One logarithm for many frames.
         if total < 1e-100:
             evidence += math.log(total)
@@ -140,7 +162,6 @@ def _forward_row(
                 evidence += math.log(product)
                 product = 1.0
     alpha[length:] = 0.0
-    predicted[length:] = 0.0
     return evidence + math.log(product), False
 
 
@@ -156,27 +177,23 @@ def forward_rows(
     which: Array,
     lengths: Array,
     alpha: Array,
-    predicted: Array,
+    ratio: Array,
     evidence: Array,
     redo: Array,
 ) -> None:
-    """Filter the rows first..last - 1; `share` rows use one group."""
+    """Filter the rows first..last - 1, where `share` rows use one group.
+
+    ratio (R, T, S) is p(x_t | z_t) / p(x_t | frames 0..t-1), which is all that the way back needs; it is left undefined
+    beyond the length of a row, and in rows that are impossible or to be redone.
+    """
     for r in range(first, last):
         g = r // share
         if floor[g] == np.inf and lengths[r] > 1:
             redo[r] = True
             continue
         evidence[r], redo[r] = _forward_row(
-            emission[r], lengths[r], steps[g], shift[g], floor[g], which, alpha[r], predicted[r]
+            emission[r], lengths[r], steps[g], shift[g], floor[g], which, alpha[r], ratio[r]
         )
-
-
-@njit(cache=True, nogil=True)
-def _add_outer(x: Array, y: Array, out: Array) -> None:
-    for i in range(x.size):
-        xi = x[i]
-        for j in range(y.size):
-            out[i, j] += xi * y[j]
 
 
 @njit(cache=True, nogil=True)
@@ -186,27 +203,30 @@ def _backward_row(
     turned: Array,
     which: Array,
     alpha: Array,
-    predicted: Array,
+    ratio: Array,
     marginal: Array,
     pairs: Array,
     beta: Array,
-    v: Array,
+    message: Array,
 ) -> None:
-    """Smooth one row; pairs (M, S, S) gains alpha_t(i) v_{t+1}(j), the posterior but for its transition."""
+    """Smooth one row; pairs (M, S, S) gains alpha_t(i) message_{t+1}(j), the posterior but for its transition."""
     states = beta.size
     beta[:] = 1.0
     for j in range(states):
         marginal[length - 1, j] = weight * alpha[length - 1, j]
+    free = GATHERED
     for t in range(length - 2, -1, -1):
+        m = which[t]
+        free -= 1
         for j in range(states):
-            p = predicted[t + 1, j]
-            v[j] = beta[j] * alpha[t + 1, j] / p if p > 0.0 else 0.0
-        _multiply(v, turned[which[t]], beta)
+            message[free, j] = beta[j] * ratio[t + 1, j]
+        multiply(message[free], turned[m], beta)
         for j in range(states):
-            marginal[t, j] = weight * alpha[t, j]
-        _add_outer(marginal[t], v, pairs[which[t]])
-        for j in range(states):
-            marginal[t, j] *= beta[j]
+            message[free, j] *= weight
+            marginal[t, j] = weight * alpha[t, j] * beta[j]
+        if free == 0 or t == 0 or which[t - 1] != m:
+            add_outer(alpha[t : t + GATHERED - free], message[free:], pairs[m])
+            free = GATHERED
 
 
 @njit(cache=True, nogil=True)
@@ -218,7 +238,7 @@ def backward_rows(
     which: Array,
     lengths: Array,
     alpha: Array,
-    predicted: Array,
+    ratio: Array,
     evidence: Array,
     redo: Array,
     weights: Array,
@@ -227,12 +247,23 @@ def backward_rows(
 ) -> None:
     """Smooth the rows first..last - 1; `turned` is `steps` with from and to exchanged, pairs has shape (G, M, S, S)."""
     states = alpha.shape[2]
-    beta, v = np.empty(states), np.empty(states)
+    beta, message = np.empty(states), np.empty((GATHERED, states))
     for r in range(first, last):
         length = lengths[r]
         if redo[r] or length == 0 or evidence[r] == -np.inf:
             marginal[r] = 0.0
             continue
         g = r // share
-        _backward_row(weights[r], length, turned[g], which, alpha[r], predicted[r], marginal[r], pairs[g], beta, v)
+        _backward_row(weights[r], length, turned[g], which, alpha[r], ratio[r], marginal[r], pairs[g], beta, message)
         marginal[r, length:] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def predict_rows(share: int, steps: Array, which: Array, lengths: Array, alpha: Array, predicted: Array) -> None:
+    """Fill predicted (R, T - 1, S), zero on entry, with p(z_t | frames 0..t-1)."""
+    for r in range(alpha.shape[0]):
+        for t in range(lengths[r] - 1):
+            multiply(alpha[r, t], steps[r // share, which[t]], predicted[r, t])
+            total = predicted[r, t].sum()
+            if total > 0.0:
+                predicted[r, t] /= total

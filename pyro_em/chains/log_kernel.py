@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-__all__ = ["log_backward_rows", "log_forward_rows"]
+from pyro_em.chains.arithmetic import Array
 
-Array = NDArray[Any]
+__all__ = ["log_backward_rows", "log_forward_rows", "log_predict_rows"]
 
 
 @njit(cache=True, nogil=True)
@@ -26,34 +24,28 @@ def _log_sum_exp(x: Array) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _log_forward_row(
-    emission: Array, length: int, transition: Array, which: Array, log_alpha: Array, alpha: Array, predicted: Array
-) -> float:
+def _log_predict(log_alpha: Array, transition: Array, terms: Array, log_predicted: Array) -> None:
+    for j in range(terms.size):
+        for i in range(terms.size):
+            terms[i] = log_alpha[i] + transition[i, j]
+        log_predicted[j] = _log_sum_exp(terms)
+
+
+@njit(cache=True, nogil=True)
+def _log_forward_row(emission: Array, length: int, transition: Array, which: Array, log_alpha: Array) -> float:
     states = emission.shape[1]
-    terms = np.empty(states)
-    log_predicted = np.zeros(states)
+    terms, log_predicted = np.empty(states), np.zeros(states)
     evidence = 0.0
     log_alpha[:] = -np.inf
-    alpha[:] = 0.0
-    predicted[:] = 0.0
     for t in range(length):
         if t > 0:
-            a = transition[which[t - 1]]
-            for j in range(states):
-                for i in range(states):
-                    terms[i] = log_alpha[t - 1, i] + a[i, j]
-                log_predicted[j] = _log_sum_exp(terms)
+            _log_predict(log_alpha[t - 1], transition[which[t - 1]], terms, log_predicted)
         log_alpha[t] = emission[t] + log_predicted
         total = _log_sum_exp(log_alpha[t])
         evidence += total
         if total == -np.inf:
             return total
-        # An upper bound that is not used by the sums: predictions are compared within a frame only.
-        top = log_predicted.max()
-        for j in range(states):
-            log_alpha[t, j] -= total
-            alpha[t, j] = math.exp(log_alpha[t, j])
-            predicted[t, j] = math.exp(log_predicted[j] - top)
+        log_alpha[t] -= total
     return evidence
 
 
@@ -66,16 +58,28 @@ def log_forward_rows(
     which: Array,
     lengths: Array,
     log_alpha: Array,
-    alpha: Array,
-    predicted: Array,
     evidence: Array,
 ) -> None:
-    """Filter the given rows; log_alpha has one row for each of them, the other outputs one for every row."""
+    """Filter the given rows; log_alpha has one row for each of them, `evidence` one for every row."""
     for n in range(rows.size):
         r = rows[n]
-        evidence[r] = _log_forward_row(
-            emission[r], lengths[r], transition[r // share], which, log_alpha[n], alpha[r], predicted[r]
-        )
+        evidence[r] = _log_forward_row(emission[r], lengths[r], transition[r // share], which, log_alpha[n])
+
+
+@njit(cache=True, nogil=True)
+def log_predict_rows(
+    rows: Array, share: int, transition: Array, which: Array, lengths: Array, log_alpha: Array, predicted: Array
+) -> None:
+    """Fill the given rows of predicted (R, T - 1, S) with p(z_t | frames 0..t-1)."""
+    terms = np.empty(log_alpha.shape[2])
+    log_predicted = np.empty_like(terms)
+    for n in range(rows.size):
+        for t in range(lengths[rows[n]] - 1):
+            _log_predict(log_alpha[n, t], transition[rows[n] // share, which[t]], terms, log_predicted)
+            total = _log_sum_exp(log_predicted)
+            predicted[rows[n], t] = 0.0
+            if total > -np.inf:
+                predicted[rows[n], t] = np.exp(log_predicted - total)
 
 
 @njit(cache=True, nogil=True)

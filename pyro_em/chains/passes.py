@@ -36,18 +36,17 @@ def forward(tables: ChainTables) -> Filtered:
     rows, groups, matrices = emission.shape[0], *transition.shape[:2]
     steps, shift, floor = np.empty_like(transition), np.empty((groups, matrices)), np.empty(groups)
     kernel.scale_transitions(transition, steps, shift, floor)
-    alpha, predicted = np.empty_like(emission), np.empty_like(emission)
+    alpha, ratio = np.empty_like(emission), np.empty_like(emission)
     evidence, redo = np.empty(rows), np.zeros(rows, np.bool_)
-    fixed = (tables.rows_per_group, emission, steps, shift, floor, which, lengths, alpha, predicted, evidence, redo)
+    fixed = (tables.rows_per_group, emission, steps, shift, floor, which, lengths, alpha, ratio, evidence, redo)
     _spread(tables, lambda first, last: kernel.forward_rows(first, last, *fixed))
     log_rows = np.flatnonzero(redo)
     log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
     if log_rows.size:
         share = tables.rows_per_group
-        log_kernel.log_forward_rows(
-            log_rows, share, emission, transition, which, lengths, log_alpha, alpha, predicted, evidence
-        )
-    done = (torch.from_numpy(x) for x in (evidence, alpha, predicted, steps, log_rows, log_alpha))
+        log_kernel.log_forward_rows(log_rows, share, emission, transition, which, lengths, log_alpha, evidence)
+        alpha[log_rows] = np.exp(log_alpha)
+    done = (torch.from_numpy(x) for x in (evidence, alpha, ratio, steps, log_rows, log_alpha))
     return Filtered(tables, *done)
 
 
@@ -73,14 +72,14 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
     if tables.emission.device.type != "cpu":
         return scan.backward(filtered, weights)
     emission, transition, which, lengths = _arrays(tables)
-    alpha, predicted, evidence = (x.numpy() for x in (filtered.alpha, filtered.predicted, filtered.log_evidence))
+    alpha, ratio, evidence = (x.numpy() for x in (filtered.alpha, filtered.ratio, filtered.log_evidence))
     steps, scale = filtered.steps.numpy(), _array(weights)
     log_rows = filtered.log_rows.numpy()
     redo = np.zeros(emission.shape[0], np.bool_)
     redo[log_rows] = True
     turned = np.ascontiguousarray(steps.swapaxes(2, 3))
     marginal = np.empty_like(emission)
-    fixed = (tables.rows_per_group, turned, which, lengths, alpha, predicted, evidence, redo, scale, marginal)
+    fixed = (tables.rows_per_group, turned, which, lengths, alpha, ratio, evidence, redo, scale, marginal)
     pairs = _spread_sums(tables, lambda first, last, pairs: kernel.backward_rows(first, last, *fixed, pairs))
     pairs *= steps
     if log_rows.size:
@@ -153,11 +152,18 @@ def predict_next(filtered: Filtered) -> Tensor:
     Args:
         filtered: what :func:`forward` returned.
 
-    Zero beyond `lengths` and from the frame on where a row becomes impossible.
+    Zero beyond `lengths`, and after the frame in which a row becomes impossible.
     """
-    predicted = filtered.predicted[:, 1:]
-    totals = predicted.sum(-1, keepdim=True)
-    return predicted / torch.where(totals > 0, totals, 1.0)
+    tables = filtered.tables
+    if tables.emission.device.type != "cpu":
+        return scan.predict_next(filtered)
+    emission, transition, which, lengths = _arrays(tables)
+    rows, frames, states = emission.shape
+    predicted, share = np.zeros((rows, frames - 1, states)), tables.rows_per_group
+    kernel.predict_rows(share, filtered.steps.numpy(), which, lengths, filtered.alpha.numpy(), predicted)
+    log_rows, log_alpha = filtered.log_rows.numpy(), filtered.log_alpha.numpy()
+    log_kernel.log_predict_rows(log_rows, share, transition, which, lengths, log_alpha, predicted)
+    return torch.from_numpy(predicted)
 
 
 def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+
+from pyro_em.chains.arithmetic import Array
 
 __all__ = ["sample_rows", "viterbi_rows"]
-
-Array = NDArray[Any]
 
 
 @njit(cache=True, nogil=True)

@@ -7,28 +7,26 @@ from torch import Tensor
 
 from pyro_em.chains.tables import ChainTables, Filtered, Smoothed
 
-__all__ = ["backward", "forward", "sample", "viterbi"]
+__all__ = ["backward", "forward", "predict_next", "sample", "viterbi"]
 
 
 def forward(tables: ChainTables) -> Filtered:
     """See :func:`pyro_em.chains.forward`."""
     emission, lengths = tables.emission.detach(), tables.row_lengths()
     log_alpha = torch.full_like(emission, -torch.inf)
-    predicted = torch.zeros_like(emission)
     evidence = emission.new_zeros(emission.shape[0])
     for t in range(emission.shape[1]):
-        log_predicted = torch.zeros_like(emission[:, 0])
+        current = emission[:, t]
         if t > 0:
-            log_predicted = _apply(tables, t - 1, log_alpha[:, t - 1].unsqueeze(-1), -2)
-        current = log_predicted + emission[:, t]
+            current = current + _apply(tables, t - 1, log_alpha[:, t - 1].unsqueeze(-1), -2)
         total = current.logsumexp(-1)
         counts = t < lengths
         evidence = torch.where(counts, evidence + total, evidence)
         possible = (counts & ~torch.isneginf(evidence)).unsqueeze(-1)
         log_alpha[:, t] = torch.where(possible, current - total.unsqueeze(-1), -torch.inf)
-        predicted[:, t] = torch.where(possible, torch.softmax(log_predicted, -1) if t else 1.0, 0.0)
     rows = torch.arange(emission.shape[0], device=emission.device)
-    return Filtered(tables, evidence, log_alpha.exp(), predicted, tables.transition.detach()[:0], rows, log_alpha)
+    unused = emission.new_empty(0)
+    return Filtered(tables, evidence, log_alpha.exp(), unused, unused, rows, log_alpha)
 
 
 def backward(filtered: Filtered, weights: Tensor) -> Smoothed:
@@ -97,6 +95,18 @@ def sample(filtered: Filtered, uniforms: Tensor) -> Tensor:
         z = torch.where(counts, _draw(weights, uniforms[:, :, t]), 0)
         paths[:, :, t] = z
     return paths
+
+
+def predict_next(filtered: Filtered) -> Tensor:
+    """See :func:`pyro_em.chains.predict_next`."""
+    tables, log_alpha = filtered.tables, filtered.log_alpha
+    predicted = torch.zeros_like(log_alpha[:, 1:])
+    for t in range(predicted.shape[1]):
+        log_predicted = _apply(tables, t, log_alpha[:, t].unsqueeze(-1), -2)
+        total = log_predicted.logsumexp(-1, keepdim=True)
+        counts = (t + 1 < tables.row_lengths()).unsqueeze(-1) & ~torch.isneginf(total)
+        predicted[:, t] = torch.where(counts, (log_predicted - total).exp(), 0.0)
+    return predicted
 
 
 def _pairs(tables: ChainTables, t: int, rows: Tensor) -> Tensor:

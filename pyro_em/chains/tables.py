@@ -88,9 +88,8 @@ class Filtered:
         log_evidence: shape (R,): log of the sum over all paths; -inf where no path is possible.
         alpha: shape (R, T, S): p(z_t | frames 0..t), a distribution over S; zero beyond `lengths` and from the frame on
             where a row becomes impossible.
-        predicted: shape (R, T, S): p(z_t | frames 0..t-1) up to a factor per frame; one in frame 0, zero where `alpha`
-            is zero in every state.
-        steps: shape (G, M, S, S): exp(transition) over the largest entry of each matrix.
+        ratio: shape (R, T, S): p(x_t | z_t) / p(x_t | frames 0..t-1); on the CPU and outside `log_rows` only.
+        steps: shape (G, M, S, S): exp(transition) over the largest entry of each matrix; on the CPU only.
         log_rows: shape (L,): the rows whose `alpha` may have lost states that matter later.
         log_alpha: shape (L, T, S): logarithm of `alpha` in those rows, without loss.
     """
@@ -98,7 +97,7 @@ class Filtered:
     tables: ChainTables
     log_evidence: Tensor
     alpha: Tensor
-    predicted: Tensor
+    ratio: Tensor
     steps: Tensor
     log_rows: Tensor
     log_alpha: Tensor
