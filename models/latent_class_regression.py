@@ -39,9 +39,7 @@ TRUTH = {
 }
 
 
-def model(
-    answers: Tensor, covariates: Tensor, num_levels: Sequence[int] = (5, 5, 2), num_classes: int = 2
-) -> Tensor:
+def model(answers: Tensor, covariates: Tensor, num_levels: Sequence[int] = (5, 5, 2), num_classes: int = 2) -> Tensor:
     """Draw the `answers` (N, J), integers in 0 ... L_j - 1, given `covariates` (N, P).
 
     Returns the classes, integers of shape (N,). Parameters: `gate` (P, K - 1), log odds against the
@@ -66,7 +64,7 @@ def make() -> tuple[Callable[..., Tensor], None]:
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """Rating of the marriage, religiousness (0-4) and any affair (0-1), (601, 3); 1, man, decades, children, (601, 4)."""
+    """Marriage (0-4), religiousness (0-4) and any affair (0-1), (601, 3); 1, man, decades, children, (601, 4)."""
     with DATA.open(newline="") as file:
         rows = list(csv.DictReader(file))
     answers = [[int(row["rating"]) - 1, int(row["religiousness"]) - 1, int(row["affairs"] != "0")] for row in rows]

@@ -6,8 +6,8 @@
     log p(x) = sum_n log sum_k weights[k] (sum_j x_{n,j})! prod_j probs[k,j]^x_{n,j} / x_{n,j}!
 
 The totals differ from row to row and carry no information on the class. Ten brands of margarine
-bought by 516 households, two classes: -4673.4526, multinomial coefficients included; brand 10 is
-never bought by the smaller class.
+bought by 516 households, two classes: -4673.4526, multinomial coefficients included; the smaller
+class never buys brand 10. Many starts end at lower maxima, that of the model among them.
 
 Source: Titterington, Smith & Makov (1985), *Statistical Analysis of Finite Mixture Distributions*;
 Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134. Data: see `data/README.md`.

@@ -1,12 +1,16 @@
 """Noisy-or diagnosis: hidden causes, any of which can bring about a finding.
 
-    z_{n,c}      ~ Bernoulli(prior[c])                        c = 1 ... C causes, n = 1 ... N people
-    x_{n,j} | z  ~ Bernoulli(1 - (1 - leak[j]) prod_c (1 - activation[c, j])^z_{n,c})     j = 1 ... J
+    cause_{n,c}   ~ Bernoulli(prior[c])                                c = 1 ... C, n = 1 ... N people
+    acts_{n,c,j}  ~ Bernoulli(cause_{n,c} activation[c, j])            j = 1 ... J findings
+    leaks_{n,j}   ~ Bernoulli(leak[j])                                 whatever else there is
+    x_{n,j}       = leaks_{n,j} or acts_{n,1,j} or ... or acts_{n,C,j}
 
-A cause that is present brings about finding j with probability activation[c, j], on its own; the
-leak stands for everything else. Causes are independent until a finding is seen: then one explains
-the other away. Estimates often lie on the boundary. Here the findings are wrong answers to five
-test items, the causes two gaps in what people know, the leaks slips of the pen.
+    P(x_{n,j} = 0 | causes) = (1 - leak[j]) prod_c (1 - activation[c, j])^cause_{n,c}
+
+Causes are independent until a finding is seen: then one explains the other away. With the acts as
+latents of their own, every parameter is a share of expected counts. Estimates often lie on the
+boundary, and EM is slow. Here the findings are wrong answers to five test items, the causes two
+gaps in what people know, the leaks slips of the pen.
 
 Source: Pearl (1988), *Probabilistic Reasoning in Intelligent Systems*, section 4.3.2; Shwe et al.
 (1991), Methods of Information in Medicine 30, 241-255. Data: Bock & Lieberman (1970), see
@@ -36,7 +40,7 @@ TRUTH = {
 
 
 def model(x: Tensor, num_causes: int = 2) -> list[Tensor]:
-    """Draw the findings `x` (N, J), zeros and ones; return the causes, each of shape (N,).
+    """Draw the findings `x` (N, J), zeros and ones; return the causes, each of shape (N, 1).
 
     Parameters, all in [0, 1]: `prior` (C,); `leak` (J,); `activation` (C, J).
     """
@@ -45,12 +49,13 @@ def model(x: Tensor, num_causes: int = 2) -> list[Tensor]:
     prior = pyro.param("prior", x.new_full((C,), 0.4), constraint=unit)
     leak = pyro.param("leak", x.new_full((J,), 0.1), constraint=unit)
     activation = pyro.param("activation", lambda: start_activation(x, C), constraint=unit)
-    with pyro.plate("people", len(x)):
+    with pyro.plate("people", len(x), dim=-2):
         causes = [pyro.sample(f"cause_{c}", dist.Bernoulli(prior[c])) for c in range(C)]
-        quiet = 1 - leak
-        for c, present in enumerate(causes):
-            quiet = quiet * (1 - activation[c] * present.unsqueeze(-1))
-        pyro.sample("x", dist.Bernoulli(1 - quiet).to_event(1), obs=x)
+        with pyro.plate("findings", J, dim=-1):
+            found = pyro.sample("leaks", dist.Bernoulli(leak))
+            for c, present in enumerate(causes):
+                found = found.maximum(pyro.sample(f"acts_{c}", dist.Bernoulli(present * activation[c])))
+            pyro.sample("x", dist.Bernoulli(found), obs=x)
     return causes
 
 
@@ -61,7 +66,7 @@ def start_activation(x: Tensor, num_causes: int) -> Tensor:
 
 
 def make() -> tuple[Callable[..., list[Tensor]], None]:
-    """The model, and no guide: the causes are binary and can be summed out."""
+    """The model, and no guide: the latents are binary and can be summed out."""
     return model, None
 
 

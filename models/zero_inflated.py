@@ -8,7 +8,7 @@
 
 With negative binomial counts, f has mean m_n and variance m_n + m_n^2 / size. The first column of
 the design is the intercept's. Articles of 915 biochemists by sex, marriage, children, prestige and
-mentor: -1604.7729 for Poisson, -1549.9909 for negative binomial counts.
+mentor: -1604.7729 for Poisson, -1549.9909 for negative binomial counts (R's pscl, statsmodels).
 
 Source: Lambert (1992), Technometrics 34, 1-14, section 2; Zeileis, Kleiber & Jackman (2008), Journal
 of Statistical Software 27(8). Data: Long (1990), see `data/README.md`.
@@ -35,18 +35,18 @@ TRUTH = {
     "count_coefs": torch.tensor([1.0, 0.6], dtype=torch.float64),
 }
 
-Counts = Callable[[Tensor, Tensor], dist.TorchDistribution]
+Counts = Callable[[Tensor], dist.TorchDistribution]
 
 
-def poisson(mean: Tensor, present: Tensor) -> dist.TorchDistribution:
-    """Poisson counts where `present` is one, zeros where it is zero."""
-    return dist.Poisson(present * mean)
+def poisson(mean: Tensor) -> dist.TorchDistribution:
+    """Poisson counts; a mean of zero is zero for certain."""
+    return dist.Poisson(mean)
 
 
-def negative_binomial(mean: Tensor, present: Tensor) -> dist.TorchDistribution:
-    """Negative binomial counts of one size, positive, where `present` is one, zeros where it is zero."""
+def negative_binomial(mean: Tensor) -> dist.TorchDistribution:
+    """Negative binomial counts of one size, positive; a mean of zero is zero for certain."""
     size = pyro.param("size", mean.new_ones(()), constraint=constraints.positive)
-    return dist.NegativeBinomial(size, probs=present * mean / (mean + size))
+    return dist.NegativeBinomial(size, probs=mean / (mean + size))
 
 
 def model(y: Tensor, design: Tensor, counts: Counts = poisson) -> Tensor:
@@ -59,7 +59,9 @@ def model(y: Tensor, design: Tensor, counts: Counts = poisson) -> Tensor:
     count_coefs = pyro.param("count_coefs", lambda: start_coefs(y, design))
     with pyro.plate("data", len(y)):
         absent = pyro.sample("absent", dist.Bernoulli(logits=design @ zero_coefs))
-        pyro.sample("y", counts((design @ count_coefs).exp(), 1 - absent), obs=y)
+        # Not (1 - absent) * mean: that of a positive count has a gradient of zero times infinity.
+        mean = torch.where(absent == 1, 0.0, (design @ count_coefs).exp())
+        pyro.sample("y", counts(mean), obs=y)
     return absent
 
 
