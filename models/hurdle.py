@@ -43,6 +43,13 @@ class ZeroTruncated(dist.TorchDistribution):
         self.counts = counts
         super().__init__(counts.batch_shape, validate_args=False)
 
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draw until all are positive: quick unless the means are tiny."""
+        draws = self.counts.sample(sample_shape)
+        while (draws == 0).any():
+            draws = torch.where(draws == 0, self.counts.sample(sample_shape), draws)
+        return draws
+
     def log_prob(self, value: Tensor) -> Tensor:
         at_zero = self.counts.log_prob(torch.zeros_like(value))
         return self.counts.log_prob(value) - (-at_zero.expm1()).log()
