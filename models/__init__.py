@@ -38,6 +38,111 @@ REGISTRY: dict[str, Entry] = {
         "death notices per day, a flat likelihood",
         {"lr": 0.05, "max_steps": 1000},
     ),
+    "gaussian_structures": Entry(
+        "models.gaussian_structures",
+        "irises, covariances shared or not: mclust's EII to VVV",
+        {"lr": 0.05, "max_steps": 2000},
+    ),
+    "binomial_mixture": Entry(
+        "models.binomial_mixture",
+        "boys in families of twelve, hardly more spread than binomial",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "multinomial_mixture": Entry(
+        "models.multinomial_mixture",
+        "brands of margarine in household baskets, many local maxima",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "documents": Entry(
+        "models.documents",
+        "the same baskets as documents of words, in nested plates",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "two_coins": Entry(
+        "models.two_coins",
+        "which of two coins was tossed, weights known",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "latent_class": Entry(
+        "models.latent_class",
+        "polytomous items on board the Titanic, missing answers allowed",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "latent_class_regression": Entry(
+        "models.latent_class_regression",
+        "marriages in two classes, by years and children",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "regression_mixture": Entry(
+        "models.regression_mixture",
+        "a line and a parabola in one cloud of points",
+        {"lr": 0.1, "max_steps": 2000},
+    ),
+    "poisson_regressions": Entry(
+        "models.poisson_regressions",
+        "patents by research spending, three log-linear laws",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "mixture_of_experts": Entry(
+        "models.mixture_of_experts",
+        "the same patents, gated by a covariate",
+        {"lr": 0.05, "max_steps": 2000},
+    ),
+    "neural_experts": Entry(
+        "models.neural_experts",
+        "the same patents, gated by a network",
+        {"lr": 0.02, "max_steps": 2000},
+    ),
+    "zero_inflated": Entry(
+        "models.zero_inflated",
+        "articles of biochemists, some of whom write none",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "hurdle": Entry(
+        "models.hurdle",
+        "the same articles: any, and how many then",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "dawid_skene": Entry(
+        "models.dawid_skene",
+        "psychiatric diagnoses by raters who err",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
+    "naive_bayes": Entry(
+        "models.naive_bayes",
+        "irises, most of unknown species",
+        {"lr": 0.05, "max_steps": 2000},
+    ),
+    "abo": Entry(
+        "models.abo",
+        "blood groups and the genes behind them",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "linkage": Entry(
+        "models.linkage",
+        "Dempster, Laird and Rubin's animals",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "noisy_or": Entry(
+        "models.noisy_or",
+        "gaps in knowledge behind wrong answers",
+        {"lr": 0.05, "max_steps": 2000},
+    ),
+    "item_response": Entry(
+        "models.item_response",
+        "test items by ability, on a quadrature grid",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "occupancy": Entry(
+        "models.occupancy",
+        "a beetle that visits overlook",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "cure": Entry(
+        "models.cure",
+        "remissions, some of them for good",
+        {"lr": 0.05, "max_steps": 1000},
+    ),
     "gaussian_hmm": Entry(
         "models.gaussian_hmm",
         "Old Faithful's waits as a Markov chain",
