@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from pyro_em.data import dense, whole
-from pyro_em.diagnostics import Criteria, Fitted, Information, criteria, num_params, observed_information
+from pyro_em.diagnostics import Diagnosed, Fitted
 from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
@@ -24,7 +23,7 @@ __all__ = ["FitResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FitResult:
+class FitResult(Diagnosed):
     """A fitted model, the same whatever strategy made it.
 
     Attributes:
@@ -126,111 +125,18 @@ class FitResult:
                 self.model, self._checked_inference, data, self.params, self.history, num_samples, num_chains
             )
 
-    def stderr(self) -> dict[str, Tensor]:
-        """The standard error of each element of each parameter, in constrained space.
-
-        sqrt(diag(J I^-1 J')): I is the observed information, minus the Hessian of log p(x) (with the log-priors that
-        the fit counted) in unconstrained coordinates at ``params``, exact by automatic differentiation; J is the
-        derivative of the constrained values (the delta method). Latents are summed out, so that what they leave unknown
-        is counted. Fixed parameters and those of a guide have none.
-
-        Returns:
-            By parameter, a tensor of its shape.
-
-        Raises:
-            ModelError: log p(x) is not known exactly (a continuous latent).
-            InformationError: a parameter at the edge of its constraint, or one the data do not determine.
-
-        Source: Louis (1982), "Finding the observed information matrix when using the EM algorithm"; here without his
-        formula, since log p(x) is at hand.
-        """
-        errors = self._information.stderr()
-        return {name: errors[first] for name, first in self._first_names.items() if first in errors}
-
-    def vcov(self) -> pd.DataFrame:
-        """Covariances of the estimates in constrained space, rows and columns labelled ``name[i,j]``; see
-        :meth:`stderr`. A tensor that has several names is there once.
-        """
-        return self._information.vcov()
-
-    def confint(self, level: float = 0.95) -> pd.DataFrame:
-        """Wald intervals by element: rows ``name[i,j]``, columns ``lower`` and ``upper``.
-
-        Elementwise constraints: estimate ± z stderr in unconstrained coordinates (the logarithm of a positive number,
-        the log-odds of a probability), mapped back, so that the interval respects the constraint and is not symmetric.
-        Elements of a simplex: the same in the log-odds of the element. All others (matrices, ordered vectors):
-        estimate ± z stderr as they are, which may leave the constraint.
-
-        Args:
-            level: coverage, between 0 and 1.
-        """
-        return self._information.confint(level)
-
-    @cached_property
-    def _information(self) -> Information:
-        with self._fitted() as fitted:
-            return observed_information(fitted.objective, fitted.leaves())
-
-    @property
-    def num_params(self) -> int:
-        """Free dimensions of the model's parameters: K - 1 for a simplex of K, D (D + 1) / 2 for a covariance.
-
-        A tensor under several names counts once, a point-estimated latent as a parameter; fixed parameters and those of
-        a guide do not count.
-        """
-        with self._fitted() as fitted:
-            return num_params(fitted)
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion 2 k - 2 log p(x; params), k = ``num_params``; lower is better.
-
-        Raises:
-            ModelError: log p(x) is not known exactly. So do ``bic`` and ``icl``.
-        """
-        return self._criterion(lambda c: c.aic)
-
-    @property
-    def bic(self) -> float:
-        """Schwarz's criterion k log n - 2 log p(x; params); lower is better.
-
-        n is the number of elements of the outermost data plate, or the sum of their weights where they have any. Under
-        priors, log p(x; params) is still the log evidence alone.
-        """
-        return self._criterion(lambda c: c.bic)
-
-    @property
-    def icl(self) -> float:
-        """BIC plus twice the entropy of the posterior over finite latents: it asks for clusters that are told apart.
-
-        The integrated completed likelihood of Biernacki, Celeux & Govaert (2000), on the scale of ``bic`` (lower is
-        better) and with the posterior in place of the most probable labels.
-        """
-        return self._criterion(lambda c: c.icl)
-
-    def _criterion(self, which: Callable[[Criteria], float]) -> float:
-        with self._fitted() as fitted:
-            return which(criteria(fitted))
-
-    @contextmanager
-    def _fitted(self) -> Iterator[Fitted]:
-        args, kwargs = self._arguments((), {})
-        with self.use(), isolated_rng():
-            priors = self.objective_kind == "log_joint"
-            yield Fitted(self.model, self._checked_inference, self._space, args, kwargs, priors)
-
-    @cached_property
-    def _first_names(self) -> dict[str, str]:
-        """By parameter, the first of the names that its tensor has."""
-        with self.use():
-            leaves, distinct = self._space.leaves(), self._space.distinct()
-        first = {id(leaf.unconstrained): name for name, leaf in distinct.items()}
-        return {name: first[id(leaf.unconstrained)] for name, leaf in leaves.items()}
-
     @property
     def _checked_inference(self) -> Inference:
         assert self._inference is not None
         return self._inference
+
+    @contextmanager
+    def _fitted(self, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int | None) -> Iterator[Fitted]:
+        is_training = not args and not kwargs
+        data = self._arguments(args, kwargs)
+        with self.use(), seeded(seed):
+            priors = self.objective_kind == "log_joint"
+            yield Fitted(self.model, self._checked_inference, self._space, *data, priors, is_training)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return dense(*(whole(args, kwargs) if args or kwargs else whole(self._args, self._kwargs)))

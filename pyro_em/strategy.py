@@ -67,6 +67,7 @@ class Inference(Protocol):
         fixed: names of parameters that stayed as they started.
         weights: by plate, how often each of the training data counted.
         guided: whether a guide stands in for the posterior of some latents; else the posterior is exact.
+        guide: it, where there is one.
     """
 
     @property
@@ -77,6 +78,9 @@ class Inference(Protocol):
 
     @property
     def guided(self) -> bool: ...
+
+    @property
+    def guide(self) -> Any: ...
 
     def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The posterior over the latents given the model's arguments."""

@@ -22,14 +22,15 @@ __all__ = ["Fitted"]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model on its training data; the fitted parameters must be in place.
+    """A fitted model and data; the fitted parameters must be in place.
 
     Attributes:
         model: the user's program.
         inference: what the fit knows of its latents.
         space: its parameters.
-        args, kwargs: all data.
+        args, kwargs: the model's arguments.
         counts_priors: whether the fit maximised the log joint of point-estimated latents.
+        is_training: whether these are the data of the fit, with their weights.
     """
 
     model: Callable[..., Any]
@@ -38,6 +39,12 @@ class Fitted:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     counts_priors: bool
+    is_training: bool
+
+    @property
+    def data(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with."""
+        return self.args, self.kwargs
 
     def graph(self) -> FactorGraph:
         """The model with all latents summed out or point-estimated, and the weights of the data.
@@ -48,7 +55,7 @@ class Fitted:
         intervention = Intervention()
         graph: FactorGraph = self.inference.graph(self.args, self.kwargs, intervention)
         intervention.refuse_partial()
-        return graph.counted(self.inference.weights)
+        return graph.counted(self.inference.weights) if self.is_training else graph
 
     def objective(self) -> Tensor:
         """log p(x), and the log-priors that count; total nats, differentiable in the leaves."""

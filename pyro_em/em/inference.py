@@ -29,6 +29,7 @@ class ExactInference:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     guided: ClassVar[bool] = False
+    guide: ClassVar[None] = None
 
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place."""
