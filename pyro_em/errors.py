@@ -4,7 +4,7 @@ Everything here is raised for a model, an argument or a start that the engine ca
 :class:`~pyro_em.status.Status`, not an exception.
 """
 
-__all__ = ["DecreaseError", "DegenerateError", "ModelError", "StartError"]
+__all__ = ["DecreaseError", "DegenerateError", "InformationError", "ModelError", "StartError"]
 
 
 class ModelError(ValueError):
@@ -13,6 +13,10 @@ class ModelError(ValueError):
 
 class StartError(ValueError):
     """The starting values cannot be used: unknown name, wrong shape, outside or on the edge of the constraint."""
+
+
+class InformationError(ValueError):
+    """The fit has no standard errors: a parameter at the edge of its constraint, or one the data do not determine."""
 
 
 class DecreaseError(RuntimeError):

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_em.graph.trace import is_latent, is_subsample
 from pyro_em.posterior import ExactPosterior, Joint, as_distribution
 
-__all__ = ["GuidePosterior"]
+__all__ = ["GuidePosterior", "depends_on_draws"]
 
 Draw = Callable[[AbstractContextManager[Any]], tuple[poutine.Trace, ExactPosterior]]
 
@@ -118,13 +118,18 @@ class GuidePosterior:
         """Whether another draw of the guide feeds the site's distribution, by tracking values through the guide."""
         with self.active(), poutine.block(), TrackProvenance():
             drawn = self.trace()
-        site = drawn.nodes[name]
-        upstream = get_provenance(site["fn"].log_prob(detach_provenance(site["value"])))
-        return any(is_latent(drawn.nodes[n]) for n in upstream if n in drawn.nodes)
+        return depends_on_draws(drawn, name)
 
     def _draws(self, count: int) -> list[tuple[poutine.Trace, ExactPosterior]]:
         with self.active(), poutine.block():
             return [self.draw(nullcontext()) for _ in range(count)]
+
+
+def depends_on_draws(drawn: poutine.Trace, name: str) -> bool:
+    """Whether another draw feeds a site's distribution, in a trace under ``TrackProvenance``."""
+    site = drawn.nodes[name]
+    upstream = get_provenance(site["fn"].log_prob(detach_provenance(site["value"])))
+    return any(is_latent(drawn.nodes[n]) for n in upstream if n in drawn.nodes)
 
 
 NUM_DRAWS = 100

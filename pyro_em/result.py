@@ -11,6 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from pyro_em.data import dense, whole
+from pyro_em.diagnostics import Diagnosed, Fitted
 from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
@@ -22,7 +23,7 @@ __all__ = ["FitResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FitResult:
+class FitResult(Diagnosed):
     """A fitted model, the same whatever strategy made it.
 
     Attributes:
@@ -128,6 +129,14 @@ class FitResult:
     def _checked_inference(self) -> Inference:
         assert self._inference is not None
         return self._inference
+
+    @contextmanager
+    def _fitted(self, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int | None) -> Iterator[Fitted]:
+        is_training = not args and not kwargs
+        data = self._arguments(args, kwargs)
+        with self.use(), seeded(seed):
+            priors = self.objective_kind == "log_joint"
+            yield Fitted(self.model, self._checked_inference, self._space, *data, priors, is_training)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return dense(*(whole(args, kwargs) if args or kwargs else whole(self._args, self._kwargs)))

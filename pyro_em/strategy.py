@@ -7,6 +7,7 @@ A strategy is a frozen object that holds hyperparameters only. What a run needs 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -60,10 +61,39 @@ class Evaluation:
 
 
 class Inference(Protocol):
-    """What a strategy can say of the latents; its methods run the model, so the fit's parameters must be in place."""
+    """What a strategy can say of the latents; its methods run the model, so the fit's parameters must be in place.
+
+    Attributes:
+        fixed: names of parameters that stayed as they started.
+        weights: by plate, how often each of the training data counted.
+        guided: whether a guide stands in for the posterior of some latents; else the posterior is exact.
+        guide: it, where there is one.
+    """
+
+    @property
+    def fixed(self) -> tuple[str, ...]: ...
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def guided(self) -> bool: ...
+
+    @property
+    def guide(self) -> Any: ...
 
     def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The posterior over the latents given the model's arguments."""
+        ...
+
+    def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Any) -> Any:
+        """The model as a factor graph, differentiable in the parameters in place.
+
+        Latents that the intervention gives, and the point-estimated ones, are held; finite ones are enumerated.
+
+        Raises:
+            ModelError: a latent is none of these.
+        """
         ...
 
     def latents(self) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
@@ -24,10 +25,15 @@ class ExactInference:
     program: Program
     space: ParamSpace
     report: tuple[dict[str, str], ...] = ()
+    fixed: tuple[str, ...] = ()
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    guided: ClassVar[bool] = False
+    guide: ClassVar[None] = None
 
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place."""
-        intervention.given = self.space.latents()
+        intervention.given = {**intervention.given, **self.space.latents()}
         return self.program.graph(args, kwargs, intervention)
 
     def explain(self) -> list[dict[str, str]]:

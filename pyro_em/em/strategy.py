@@ -139,6 +139,7 @@ class EM:
     def init(self, problem: Problem) -> EMState:
         """Check the model, put the start in place and make the first E-step."""
         prepared, stream = self._open(problem)
+        weights = prepared.weights if stream is None else stream.weights
         options = Options(self.m_step, self.fixed, self.priors, self.on_degenerate)
         engine, report = choose_engine(prepared, problem.space, options, stream)
 
@@ -152,7 +153,7 @@ class EM:
             status=Status.RUNNING,
             expectation=engine.expect(),
             engine=engine,
-            inference=replace(prepared.inference, report=tuple(report)),
+            inference=replace(prepared.inference, report=tuple(report), fixed=self.fixed, weights=weights),
             stochastic=prepared.stochastic,
             itself=itself,
         )

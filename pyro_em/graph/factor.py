@@ -94,6 +94,10 @@ class FactorGraph:
         """The same graph with the factors at these positions alone."""
         return replace(self, factors=tuple(self.factors[i] for i in positions))
 
+    def counted(self, weights: Mapping[str, Tensor]) -> FactorGraph:
+        """The same graph with further weights of plates beside its own."""
+        return replace(self, weights={**self.weights, **{n: w * self.weights.get(n, 1.0) for n, w in weights.items()}})
+
     def log_prior(self) -> Tensor:
         """Total log-density of the point-estimated latents, in nats."""
         return torch.stack([*(p.log_prob for p in self.priors.values()), torch.zeros((), dtype=torch.float64)]).sum()

@@ -16,7 +16,16 @@ from pyro_em.errors import ModelError
 from pyro_em.graph.guard import TableTooLargeError
 from pyro_em.graph.plan import MAX_TABLE
 
-__all__ = ["Intervention", "can_enumerate", "is_latent", "is_random", "is_subsample", "run", "run_enumerated"]
+__all__ = [
+    "Intervention",
+    "can_enumerate",
+    "draw_guide",
+    "is_latent",
+    "is_random",
+    "is_subsample",
+    "run",
+    "run_enumerated",
+]
 
 Site = dict[str, Any]
 
@@ -131,6 +140,18 @@ def run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interventio
     with poutine.trace() as tracer, _Give({**intervention.given, **intervention.forced}), intervention:
         model(*args, **kwargs)
     return tracer.trace
+
+
+def draw_guide(
+    guide: Model, args: tuple[Any, ...], kwargs: dict[str, Any], scales: dict[str, float]
+) -> tuple[poutine.Trace, Intervention]:
+    """Run the guide, and hand its draws and subsamples to the model's run."""
+    intervention = Intervention(scales=scales)
+    drawn = run(guide, args, kwargs, intervention)
+    for site in drawn.nodes.values():
+        site["infer"].pop("_is_summed", None)  # sampled here, whatever its support
+    intervention.given = {n: s["value"] for n, s in drawn.nodes.items() if is_latent(s)}
+    return drawn, intervention
 
 
 def run_enumerated(

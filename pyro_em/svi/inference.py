@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_em.graph import Intervention, Program, survey
-from pyro_em.graph.trace import run
+from pyro_em.errors import ModelError
+from pyro_em.graph import FactorGraph, Intervention, Program, build_graph
+from pyro_em.graph.trace import can_enumerate, draw_guide, is_latent, run
 from pyro_em.guide_posterior import GuidePosterior
 from pyro_em.params import ParamSpace
 from pyro_em.posterior import ExactPosterior
 from pyro_em.predict import emit
 from pyro_em.strategy import EXPLAINED
-from pyro_em.svi.summed import draw_guide
 
 __all__ = ["GuideInference"]
 
@@ -43,6 +44,8 @@ class GuideInference:
     guided: bool
     global_sites: frozenset[str] = frozenset()
     fixed: tuple[str, ...] = ()
+
+    weights: ClassVar[Mapping[str, Tensor]] = MappingProxyType({})
 
     def latents(self) -> dict[str, Tensor]:
         """No latent is point-estimated."""
@@ -74,16 +77,26 @@ class GuideInference:
 
     def _exact(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
         intervention = Intervention()
-        others = survey(self.program.model, args, kwargs, intervention).others
-        if others:
-            raise ValueError(
-                f"The latents {list(others)} cannot be summed out, so log p(x) is not known exactly; the fit's "
-                "objective is a lower bound of it."
-            )
         with torch.no_grad():
-            graph = self.program.graph(args, kwargs, intervention)
+            graph = self.graph(args, kwargs, intervention)
         intervention.refuse_partial()
         return ExactPosterior(graph, {})
+
+    def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
+        """The model given some latents, the finite rest enumerated.
+
+        Raises:
+            ModelError: a latent that is neither given nor finite.
+        """
+        trace = self.program.trace(args, kwargs, intervention)
+        known = self.program.ignored | intervention.given.keys()
+        others = [n for n, s in trace.nodes.items() if is_latent(s) and not can_enumerate(s) and n not in known]
+        if others:
+            raise ModelError(
+                f"The latents {others} cannot be summed out, so log p(x) is not known exactly; the fit's "
+                "objective is a lower bound of it."
+            )
+        return build_graph(trace, self.program.priors, self.program.ignored)
 
     def _draw(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], handler: AbstractContextManager[Any]

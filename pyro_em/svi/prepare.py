@@ -15,12 +15,11 @@ from pyro_em.data import Batch, Batches
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Program, Survey, survey
 from pyro_em.graph.guard import TableGuard
-from pyro_em.graph.trace import is_latent, is_random
+from pyro_em.graph.trace import draw_guide, is_latent, is_random
 from pyro_em.problem import Problem
 from pyro_em.svi.feed import batch_plates, check_guide_follows
 from pyro_em.svi.inference import GuideInference
 from pyro_em.svi.objective import Objective, choose_objective
-from pyro_em.svi.summed import draw_guide
 
 __all__ = ["Prepared", "prepare"]
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_em.graph import Factor, Intervention, Program, Term, align, build_graph, log_evidence_terms, weighted
-from pyro_em.graph.trace import Model, is_latent, run
+from pyro_em.graph import Factor, Program, Term, align, build_graph, log_evidence_terms, weighted
+from pyro_em.graph.trace import Model, draw_guide, is_latent
 
-__all__ = ["SummedBound", "draw_guide"]
+__all__ = ["SummedBound"]
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,3 @@ def _onto(term: Term, score: Factor) -> Tensor:
     table = term.scaled.detach()
     kept = [p for p in term.plates if p in score.plates]
     return align(table.sum(others) if others else table, kept, score.plates)
-
-
-def draw_guide(
-    guide: Model, args: tuple[Any, ...], kwargs: dict[str, Any], scales: dict[str, float]
-) -> tuple[poutine.Trace, Intervention]:
-    """Run the guide, and hand its draws and subsamples to the model's run."""
-    intervention = Intervention(scales=scales)
-    drawn = run(guide, args, kwargs, intervention)
-    for site in drawn.nodes.values():
-        site["infer"].pop("_is_summed", None)  # sampled here, whatever its support
-    intervention.given = {n: s["value"] for n, s in drawn.nodes.items() if is_latent(s)}
-    return drawn, intervention
