@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_em.compiled import TensorModel
 from pyro_em.compiled.plan import make_plan
 from pyro_em.em.checks import Prepared
-from pyro_em.graph import Intervention, log_evidence_terms
+from pyro_em.graph import FactorGraph, Intervention, log_evidence_terms
 from pyro_em.params import ParamSpace
 from pyro_em.probing import probe
 
@@ -35,18 +35,19 @@ class Agreement:
     prepared: Prepared
     space: ParamSpace
 
-    def holds(self, theta: Tensor, model: TensorModel) -> bool:
+    def holds(self, theta: Tensor, model: TensorModel, graph: FactorGraph | None = None) -> bool:
         """Whether both agree at theta, which must be in place in the program.
 
         Args:
             model: of all data, where these are few; of large data, another is made of the first rows.
+            graph: of the program at theta, on the rows that are compared; ``None`` runs it.
         """
         inference, (args, kwargs) = self.prepared.inference, self.prepared.head
         whole = self.prepared.head is self.prepared.data
         weights: Mapping[str, Tensor] = self.prepared.weights if whole else {}
         look = self.prepared.intervention if whole else Intervention()
         with torch.no_grad(), pyro.validation_enabled(False):
-            graph = inference.graph(args, kwargs, look)
+            graph = inference.graph(args, kwargs, look) if graph is None else graph
             together = {**graph.weights, **{n: w * graph.weights.get(n, 1.0) for n, w in weights.items()}}
             terms = [t.scaled for t in log_evidence_terms(replace(graph, weights=together))]
         traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5

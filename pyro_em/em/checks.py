@@ -17,7 +17,7 @@ from pyro_em.em.inference import ExactInference
 from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
-from pyro_em.graph.build import plates_of
+from pyro_em.graph.build import Structure, graph_of, plates_of, structure
 from pyro_em.graph.guard import TableGuard
 from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
@@ -42,7 +42,7 @@ class Prepared:
         inference: sums out its latents.
         intervention: holds the subsample of plates.
         stochastic: whether a subsample leaves data out.
-        graph: the model at the start, on ``head``.
+        found, graph: the model at the start, on ``head``.
         weights: how often each datum counts, by plate, of all data.
         seen: the roles of its sites.
     """
@@ -52,6 +52,7 @@ class Prepared:
     inference: ExactInference
     intervention: Intervention
     stochastic: bool
+    found: Structure
     graph: FactorGraph
     weights: dict[str, Tensor]
     seen: Survey
@@ -83,13 +84,15 @@ def prepare(problem: Problem) -> Prepared:
     inference = ExactInference(program, problem.space)
     look = intervention if head is data else Intervention()
     with torch.no_grad(), TableGuard():
-        graph = inference.graph(*head, look)
+        look.given = problem.space.latents()
+        found = structure(program.trace(*head, look), program.ignored)
+        graph = graph_of(found, program.priors)
     program.verify(graph, *head, look)
     weights: dict[str, Tensor] = {}
     if problem.weights is not None:
         sizes = _plate_sizes(program, data, intervention, graph, head)
         weights = plate_weights(problem.weights, seen, sizes)
-    return Prepared(data, head, inference, intervention, bool(seen.subsampled), graph, weights, seen)
+    return Prepared(data, head, inference, intervention, bool(seen.subsampled), found, graph, weights, seen)
 
 
 def _plate_sizes(

@@ -158,7 +158,7 @@ def choose_engine(
         if plan.is_complete and plan.regressions is None and model.fits():
             return TensorEngine(model, maximiser, space, options.fixed, drops, agreement), report(plan)
         return _traced(prepared, space, options, stream, "in batches, closed forms need arguments alike in all of them")
-    if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model):
+    if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model, prepared.graph):
         return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)
     if plan.is_complete:
         return _traced(prepared, space, options, stream, DISAGREES)
@@ -176,7 +176,8 @@ def _plan(prepared: Prepared, space: ParamSpace, options: Options) -> Plan | str
     try:
         # Of large data, gradients are followed on the first rows only: all of it would take the memory of tables.
         few = whole or _has_detached(probe(program, space, *prepared.head, Intervention()))
-        probed = probe(program, space, *prepared.data, prepared.intervention, gradients=few)
+        found = prepared.found if whole else None
+        probed = probe(program, space, *prepared.data, prepared.intervention, gradients=few, found=found)
     except ModelError as error:
         return f"the model does not run at other parameters: {error}"
     return make_plan(probed, prepared.weights, options.priors, options.fixed)

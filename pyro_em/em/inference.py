@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_em.garbage import no_collection
 from pyro_em.graph import FactorGraph, Intervention, Program
 from pyro_em.params import ParamSpace
 from pyro_em.posterior import ExactPosterior
@@ -44,6 +45,7 @@ class ExactInference:
         """Values of the point-estimated latents."""
         return {name: value.detach() for name, value in self.space.latents().items()}
 
+    @no_collection()
     def posterior(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
         """The exact posterior given the model's arguments."""
         intervention = Intervention()

@@ -26,6 +26,7 @@ from pyro_em.em.starts import RandomResponsibilities, Start
 from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
 from pyro_em.em.weights import plate_weights
 from pyro_em.errors import DecreaseError, ModelError, StartError
+from pyro_em.garbage import no_collection
 from pyro_em.problem import Problem
 from pyro_em.status import Status
 from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
@@ -136,6 +137,7 @@ class EM:
             raise TypeError(f"m_step must be a GradientMStep or None; got {type(self.m_step).__name__}.")
         object.__setattr__(self, "fixed", (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed))
 
+    @no_collection()
     def init(self, problem: Problem) -> EMState:
         """Check the model, put the start in place and make the first E-step."""
         prepared, stream = self._open(problem)
@@ -198,6 +200,7 @@ class EM:
         if start is not None:
             start.place(engine)
 
+    @no_collection()
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
         """The objective of the parameters in place; under subsampled plates, of the last subsample."""
         moved = state.engine.finish()

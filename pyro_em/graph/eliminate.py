@@ -8,20 +8,21 @@ that disagree by many nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_em.graph.chain import split
-from pyro_em.graph.factor import Dim, FactorGraph, Plate, Variable
+from pyro_em.graph.factor import Dim, Factor, FactorGraph, Plate, Variable
 from pyro_em.graph.plan import Plan, PlateProduct, SumOut, plan_for
 
 __all__ = [
     "Cliques",
     "Term",
     "align",
+    "at_states",
     "clique_posteriors",
     "expected_log_joint",
     "index_table",
@@ -201,6 +202,21 @@ def index_table(table: Tensor, dims: Sequence[Dim], states: dict[Variable, Tenso
     if not index:
         return table.expand(samples)
     return table[tuple(index)].expand(samples, *(d.size for d in axes))
+
+
+def at_states(factors: Sequence[Factor], states: Mapping[Variable, Tensor]) -> Tensor:
+    """Tables of factors over plates and scopes of the same sizes, at known states: shape (number of factors, *plates).
+
+    Args:
+        states: state numbers of shape (1, *plates of the variable).
+    """
+    plates = factors[0].plates
+    sizes = len(factors), *(p.size for p in plates)
+    index = [torch.arange(n).reshape([-1 if i == j else 1 for j in range(len(sizes))]) for i, n in enumerate(sizes)]
+    for i in range(len(factors[0].scope)):
+        own = [_spread(states[f.scope[i]], f.scope[i].plates, f.plates, 0)[0] for f in factors]
+        index.append(torch.stack(own))
+    return torch.stack([f.table for f in factors])[tuple(index)]
 
 
 def _spread(states: Tensor, own: Sequence[Plate], plates: Sequence[Plate], trailing: int) -> Tensor:

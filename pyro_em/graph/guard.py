@@ -32,8 +32,12 @@ class TableGuard(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        shapes = [a.shape for a in args if isinstance(a, Tensor)]
-        if len(shapes) > 1:
+        bound = 1
+        for a in args:
+            if isinstance(a, Tensor):
+                bound *= a.numel()
+        if bound > MAX_TABLE:
+            shapes = [a.shape for a in args if isinstance(a, Tensor)]
             entries = _broadcast_size(shapes)
             if entries > MAX_TABLE and entries > max(prod(s) for s in shapes):
                 raise TableTooLargeError(entries)

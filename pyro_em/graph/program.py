@@ -11,12 +11,14 @@ from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import build_graph, site_log_prob
-from pyro_em.graph.eliminate import index_table
+from pyro_em.graph.eliminate import at_states
 from pyro_em.graph.factor import Factor, FactorGraph
 from pyro_em.graph.survey import Survey, survey
 from pyro_em.graph.trace import Intervention, Model, run_enumerated
 
 __all__ = ["Program"]
+
+MANY = 50  # latents, beyond which one run shows each kind of them in all its states
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,17 @@ class Program:
     ) -> None:
         """Compare the graph with plain runs that it must contain.
 
-        With latents drawn, all in their first state and all in their last, every table must hold the plain run's
-        log-probability. This catches, at the cost of three runs, code whose result changes under enumeration without
-        failing: batch statistics, dropout, reshapes that mix dimensions, ``(z == 1).any()``, imputed values that other
-        sites depend on.
+        With latents drawn, all in their first state and all in their last - of many latents, each in any state - every
+        table must hold the plain run's log-probability. This catches, at the cost of three runs, code whose result
+        changes under enumeration without failing: batch statistics, dropout, reshapes that mix dimensions,
+        ``(z == 1).any()``, imputed values that other sites depend on.
 
         Raises:
             ModelError: a site's density differs between the runs.
         """
+        few = len(graph.variables) <= MANY
         with torch.no_grad():
-            for forced in ({}, _at_state(graph, 0), _at_state(graph, -1)):
+            for forced in ({}, _at_state(graph, 0), _at_state(graph, -1)) if few else (_at_any_state(graph),):
                 seen = survey(self.model, args, kwargs, replace(intervention, forced=forced))
                 self._compare(graph, seen)
 
@@ -68,11 +71,16 @@ class Program:
             v: graph.layout[name].states(seen.trace.nodes[name]["value"]).unsqueeze(0)
             for name, v in graph.variables.items()
         }
+        alike: dict[object, list[Factor]] = {}
         for factor in graph.factors:
-            drawn = index_table(factor.table, factor.dims, {v: states[v] for v in factor.scope}, 1)[0]
-            dtype = site_log_prob(seen.site(factor.name)).dtype
-            if not _agree(drawn, plain[factor.name].table, dtype):
-                raise ModelError(self._mismatch(factor, seen))
+            key = factor.plates, tuple((v.size, v.plates) for v in factor.scope), factor.table.dtype
+            alike.setdefault(key, []).append(factor)
+        for factors in alike.values():
+            drawn = at_states(factors, states)
+            dtype = site_log_prob(seen.site(factors[0].name)).dtype
+            same = _agree(drawn, torch.stack([plain[f.name].table for f in factors]), dtype)
+            if not bool(same.all()):
+                raise ModelError(self._mismatch(factors[int(same.long().argmin())], seen))
 
     def _mismatch(self, factor: Factor, seen: Survey) -> str:
         names = ", ".join(repr(v.name) for v in factor.scope) or "the model"
@@ -90,9 +98,20 @@ class Program:
         )
 
 
-def _agree(drawn: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
+def _agree(drawn: Tensor, plain: Tensor, dtype: torch.dtype) -> Tensor:
+    """For each factor, whether all of its values are the same."""
     tolerance = 1e-7 if dtype == torch.float64 else 1e-3
-    return bool(torch.allclose(drawn, plain, rtol=tolerance, atol=tolerance, equal_nan=True))
+    close = torch.isclose(drawn, plain, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return close.reshape(len(close), -1).all(1)
+
+
+def _at_any_state(graph: FactorGraph) -> dict[str, Tensor]:
+    """Every variable in states drawn at random, as values in the model's shape."""
+    found = {}
+    for name, variable in graph.variables.items():
+        index = torch.randint(variable.size, [p.size for p in variable.plates])
+        found[name] = graph.layout[name].values(index)
+    return found
 
 
 def _at_state(graph: FactorGraph, state: int) -> dict[str, Tensor]:

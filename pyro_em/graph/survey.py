@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.build import plates_of, site_log_prob, unknown_axis
+from pyro_em.graph.build import broadcast, plates_of, site_log_prob, unknown_axis
 from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_random, run
 
 __all__ = ["Survey", "survey"]
@@ -67,13 +67,14 @@ def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interven
         latents = {n: s for n, s in trace.nodes.items() if is_latent(s) and n not in intervention.given}
         imputed = frozenset(n for n, s in latents.items() if not can_enumerate(s) and _is_imputed(n, trace))
         enumerated = tuple(n for n, s in latents.items() if can_enumerate(s))
+        summed = set(enumerated)
         result = Survey(
             trace=trace,
             max_plate_nesting=_max_plate_nesting(trace),
             enumerated=enumerated,
-            others=tuple(n for n in latents if n not in enumerated and n not in imputed),
+            others=tuple(n for n in latents if n not in summed and n not in imputed),
             imputed=imputed,
-            data_plates=_data_plates(trace, enumerated),
+            data_plates=_data_plates(trace, summed),
             params=tuple(n for n, s in trace.nodes.items() if s["type"] == "param"),
             subsampled=tuple(intervention.partial),
         )
@@ -93,7 +94,7 @@ def _max_plate_nesting(trace: poutine.Trace) -> int:
     return max((-f.dim for f in frames if f.vectorized), default=0)
 
 
-def _data_plates(trace: poutine.Trace, enumerated: tuple[str, ...]) -> frozenset[str]:
+def _data_plates(trace: poutine.Trace, enumerated: set[str]) -> frozenset[str]:
     return frozenset(
         frame.name
         for name, site in trace.nodes.items()
@@ -117,5 +118,5 @@ def _density_shape(site: Site) -> torch.Size:
     """The shape of the site's log-probability, without evaluating it where that is the distribution's own."""
     fn, value = site["fn"], site["value"]
     if type(fn).__module__.startswith(("pyro.distributions", "torch.distributions")) and not site["args"]:
-        return torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+        return broadcast(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     return site_log_prob(site).shape

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.families import Family, family_of
-from pyro_em.graph.build import Structure, active_part, plates_of, site_scale, unknown_axis, variable_dims
+from pyro_em.graph.build import Structure, active_part, broadcast, plates_of, site_scale, unknown_axis, variable_dims
 from pyro_em.graph.factor import Dim, Plate, Variable
 from pyro_em.graph.trace import Site
 from pyro_em.probing.sites import Core, SiteParts, core_of
@@ -143,7 +143,7 @@ def _positions(site: Site, found: Structure) -> dict[int, Dim]:
     """Plate or variable of each negative batch dimension; plates first, outermost first."""
     fn, value = site["fn"], site["value"]
     batch = value.shape[: value.dim() - fn.event_dim]
-    shape = torch.broadcast_shapes(fn.batch_shape, batch)
+    shape = broadcast(fn.batch_shape, batch)
     variables = variable_dims(site, found)
     return {**plates_of(site, shape), **{dim: variables[dim] for dim in sorted(variables)}}
 

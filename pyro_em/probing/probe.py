@@ -23,13 +23,14 @@ from pyro_em.probing.apart import Raw, read
 from pyro_em.probing.branches import Branches
 from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
-from pyro_em.probing.routes import Opaque, Route, Selected
+from pyro_em.probing.routes import Opaque, Route, Selected, values_of
 from pyro_em.probing.sites import SiteParts, as_independent
 from pyro_em.probing.smooth import trail
 from pyro_em.probing.stacks import Pile, apart, find_piles
 
 __all__ = ["Probed", "ProbedSite", "probe"]
 
+LONG = 500  # sites, beyond which a run takes seconds: two sets of distinct values, and those of the start, must do
 NOT_AFFINE = "through a non-affine function"
 
 
@@ -93,11 +94,13 @@ def probe(
     kwargs: dict[str, Any],
     intervention: Intervention,
     gradients: bool = True,
+    found: Structure | None = None,
 ) -> Probed:
     """Probe a model; its parameters hold what they held before.
 
     Args:
         gradients: whether to see that gradients flow where values do; on large data that takes the memory of tables.
+        found: the structure of a run at the parameters in place, where there is one.
 
     Raises:
         ModelError: the model does not run at other parameter values.
@@ -107,9 +110,9 @@ def probe(
     start = space.snapshot()
     runs: list[_Run] = []
     again = partial(_run, program, space, coordinates, (args, kwargs), intervention)
-    here = again()
+    here = again(found=found)
     try:
-        for values in distinct_values(leaves):
+        for values in distinct_values(leaves)[: 2 if len(here.found.sites) > LONG else 3]:
             with torch.no_grad():
                 space.assign(values)
             runs.append(again(first=not runs, piles=here.piles))
@@ -146,6 +149,7 @@ def _run(
     intervention: Intervention,
     first: bool = False,
     piles: dict[str, Pile | None] | None = None,
+    found: Structure | None = None,
 ) -> _Run:
     leaves, latents = space.distinct(), set(space.latents())
     plain = {n for n, leaf in leaves.items() if n not in latents and leaf.constraint is constraints.real}
@@ -158,9 +162,10 @@ def _run(
     substitute = _Substitute({n: v for n, v in values.items() if n not in plain and n not in latents})
     watch = Branches(values) if first else nullcontext()
     with torch.set_grad_enabled(first), pyro.validation_enabled(False), substitute, space.without_zeros():
-        with watch:
-            trace = program.trace(*data, intervention)
-        found = structure(trace, program.ignored)
+        if found is None:
+            with watch:
+                trace = program.trace(*data, intervention)
+            found = structure(trace, program.ignored)
         raws = {name: read(name, site, found) for name, site in found.sites.items() if name not in latents}
         piles = find_piles(raws) if piles is None else piles
         parts = {name: _apart(raws, pile, name) for name, pile in piles.items()}
@@ -234,7 +239,16 @@ def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates, gra
     if any(p.data.shape != parts.data.shape or not _same(p.data, parts.data) for p in known):
         return ProbedSite(name, "its observed value depends on parameters", {}, tuple(coordinates.shapes))
     routes = {
-        a.name: _route(a, [p.arguments[a.name] for p in known], runs, coordinates, gradients) for a in parts.family.args
+        a.name: _route(
+            a,
+            [p.arguments[a.name] for p in known],
+            parts.arguments[a.name],
+            runs,
+            here.theta,
+            coordinates,
+            gradients,
+        )
+        for a in parts.family.args
     }
     leaves = runs[0].leaves
     params = {p for a in parts.family.args for p in trail(known[0].arguments[a.name], leaves, runs[0].stored).params}
@@ -242,7 +256,13 @@ def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates, gra
 
 
 def _route(
-    argument: Argument, draws: list[Tensor], runs: list[_Run], coordinates: Coordinates, gradients: bool
+    argument: Argument,
+    draws: list[Tensor],
+    here: Tensor,
+    runs: list[_Run],
+    theta: Tensor,
+    coordinates: Coordinates,
+    gradients: bool,
 ) -> Route:
     leaves, thetas = runs[0].leaves, [run.theta for run in runs]
     behind = trail(draws[0], leaves, runs[0].stored)
@@ -258,11 +278,20 @@ def _route(
     exact = draws[0].dtype == torch.float64
     values = [d.detach().to(torch.float64) for d in draws]
     found = match(argument, values, thetas, coordinates, exact)
+    if found is not None and not _explains(found, here, theta, coordinates):
+        return Opaque(params, "but not at the values where the fit starts")
     if found is not None and (not gradients or _flows(draws[0], found, leaves)):
         return found
     if found is not None:
         return Opaque(params, "by value but not by gradient: part of it is detached")
     return Opaque(params, NOT_AFFINE)
+
+
+def _explains(route: Selected, argument: Tensor, theta: Tensor, coordinates: Coordinates) -> bool:
+    """Whether the route gives the argument at the values where the fit starts, which need not be distinct."""
+    tolerance = 1e-7 if argument.dtype == torch.float64 else 1e-4
+    expected = values_of(route, coordinates, theta.detach())
+    return torch.allclose(argument.detach().to(torch.float64), expected, rtol=tolerance, atol=tolerance)
 
 
 def _flows(argument: Tensor, route: Selected, leaves: dict[str, Tensor]) -> bool:
