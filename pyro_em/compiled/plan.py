@@ -64,7 +64,7 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
                 gradient.setdefault(p, f"the prior of {name!r} has parameters")
     known = [s for s in probed.sites.values() if _is_known(s)]
     by_element = _connected(known, fixed)
-    scales = {s.name: site_scale(s.name, nodes[s.name]) for s in known}
+    scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in known}
     weights = datum_weights({n: nodes[n] for s in probed.sites.values() for n in s.members})
     for name, weight in plate_weights.items():
         weights[name] = weight * weights.get(name, 1.0)

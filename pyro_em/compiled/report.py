@@ -24,7 +24,9 @@ def report(plan: Plan) -> list[Row]:
     for site in plan.probed.sites.values():
         for name, argument, family, verdict, link in _routes(site, plan.probed.coordinates):
             owner, reason = owners[name]
-            rows.setdefault((name, argument, family, verdict, link, owner, reason), []).extend(site.members)
+            rows.setdefault((name, argument, family, verdict, link, owner, reason), []).extend(
+                site.members if len(site.members) > 1 else [site.name]
+            )
     reached = {key[0] for key in rows}
     for name in plan.probed.coordinates.shapes:
         if name not in reached:

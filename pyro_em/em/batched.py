@@ -131,7 +131,7 @@ class BatchedModel:
         found = self._sites(batch, check=False)
         assert found is not None
         sites, nodes = found
-        scales = {s.name: site_scale(s.name, nodes[s.name]) for s in sites}
+        scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in sites}
         together = datum_weights({n: nodes[n] for s in sites for n in s.members})
         for name, weight in weights.items():
             together[name] = weight * together.get(name, 1.0)
@@ -147,7 +147,7 @@ class BatchedModel:
         raws = {name: read(name, site, found) for name, site in found.sites.items()}
         sites = []
         for name, known in self.probed.sites.items():
-            parts = apart(raws, self.probed.piles[name], name) if name in raws else ""
+            parts = apart(raws, self.probed.piles[name], name) if name in raws and name in self.probed.piles else ""
             if not isinstance(parts, SiteParts) or not isinstance(known.parts, SiteParts):
                 return None
             if type(parts.family) is not type(known.parts.family):

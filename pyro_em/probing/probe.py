@@ -19,9 +19,10 @@ from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import Structure, site_log_prob, structure
 from pyro_em.params import ParamSpace
 from pyro_em.probing.affine import affine
-from pyro_em.probing.apart import Raw, read
+from pyro_em.probing.apart import read
 from pyro_em.probing.branches import Branches
 from pyro_em.probing.coordinates import Coordinates, distinct_values
+from pyro_em.probing.hidden import hidden_parts, is_hidden
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route, Selected, values_of
 from pyro_em.probing.sites import SiteParts, as_independent
@@ -166,9 +167,14 @@ def _run(
             with watch:
                 trace = program.trace(*data, intervention)
             found = structure(trace, program.ignored)
-        raws = {name: read(name, site, found) for name, site in found.sites.items() if name not in latents}
+        sites = {name: site for name, site in found.sites.items() if name not in latents}
+        hidden = {name: site for name, site in sites.items() if is_hidden(site)}
+        raws = {name: read(name, site, found) for name, site in sites.items() if name not in hidden}
         piles = find_piles(raws) if piles is None else piles
-        parts = {name: _apart(raws, pile, name) for name, pile in piles.items()}
+        parts = {name: apart(raws, pile, name) for name, pile in piles.items()}
+        for name, site in hidden.items():
+            parts.update(hidden_parts(name, site, found))
+        parts = {name: _owned(part) for name, part in parts.items()}
     compared = frozenset(watch.compared) if isinstance(watch, Branches) else frozenset[str]()
     stored = {id(leaf.unconstrained): n for n, leaf in leaves.items()}
     return _Run(found, piles, parts, theta, values, stored, compared)
@@ -210,10 +216,9 @@ def _with_designs(site: ProbedSite, near: list[_Run], coordinates: Coordinates) 
     return replace(site, routes=routes)
 
 
-def _apart(raws: Mapping[str, Raw | str], pile: Pile | None, name: str) -> SiteParts | str:
+def _owned(parts: SiteParts | str) -> SiteParts | str:
     """A site's parts, with arguments of their own: an argument may be a parameter itself, which is about to move."""
-    parts = apart(raws, pile, name)
-    if isinstance(parts, str) or parts.stack is not None:
+    if isinstance(parts, str):
         return parts
     logits = None if parts.logits is None else parts.logits.clone()
     return replace(parts, arguments={n: a.clone() for n, a in parts.arguments.items()}, logits=logits)

@@ -18,7 +18,7 @@ from pyro_em.graph.frames import Frames, Seat, find_frames
 from pyro_em.probing.apart import Raw, take_apart
 from pyro_em.probing.sites import SiteParts, Stack
 
-__all__ = ["Pile", "apart", "each", "find_piles"]
+__all__ = ["Pile", "apart", "each", "find_piles", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def apart(raws: Mapping[str, Raw | str], pile: Pile | None, name: str) -> SitePa
         members = [r for n in names if isinstance(r := raws.get(n, ""), Raw)]
         if len(members) < len(names) or len({_shapes(r) for r in members}) > 1:
             return "its shape depends on parameter values"
-        parts.append(_in_order(take_apart(members, stacked=True), seats[0]))
+        parts.append(in_order(take_apart(members, stacked=True), seats[0]))
     return _joined(parts, pile)
 
 
@@ -120,7 +120,7 @@ def _shapes(raw: Raw) -> object:
     return shapes, tuple((m.shape, e) for m, e in raw.masks), raw.scope, tuple(raw.positions)
 
 
-def _in_order(parts: SiteParts, seat: Seat) -> SiteParts:
+def in_order(parts: SiteParts, seat: Seat) -> SiteParts:
     """The parts with the axes of their scope in the order of the seat's rows and positions."""
     order = sorted(range(len(parts.scope)), key=lambda i: seat.axes[i])
     start = len(parts.plates)
