@@ -8,10 +8,11 @@ import pytest
 import torch
 from chain_cases import INF, TOLERANCE, both, enumerate_posterior, random_tables
 from hmmlearn.hmm import CategoricalHMM
+from numba.core.dispatcher import Dispatcher
 from torch import tensor
 
 from pyro_em import chains
-from pyro_em.chains import ChainTables, Filtered
+from pyro_em.chains import ChainTables, Filtered, kernel, log_kernel, paths, potentials, scan
 
 
 def identity(states: int):
@@ -179,6 +180,22 @@ def test_a_long_chain_equals_hmmlearn() -> None:
     torch.testing.assert_close(found.item(), float(score), rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize("states", [7, 8, 9, 15, 16, 17, 40])
+@pytest.mark.parametrize("zeros", [0.0, 0.1])
+def test_many_states_and_frames_equal_log_space(states, zeros) -> None:
+    """The compiled loops take several states and frames at a time, and what is left over apart."""
+    tables = random_tables(0, frames=90, states=states, groups=2, zeros=zeros, spread=5.0)
+    filtered, wanted = chains.forward(tables), scan.forward(tables)
+    assert not len(filtered.log_rows)
+    weights = tensor([1.0, 0.5, -2.0, 0.0])
+    torch.testing.assert_close(filtered.log_evidence, wanted.log_evidence, **TOLERANCE)
+    torch.testing.assert_close(filtered.alpha, wanted.alpha, **TOLERANCE)
+    torch.testing.assert_close(chains.predict_next(filtered), scan.predict_next(wanted), **TOLERANCE)
+    found, wanted = chains.backward(filtered, weights), scan.backward(wanted, weights)
+    torch.testing.assert_close(found.marginal, wanted.marginal, **TOLERANCE)
+    torch.testing.assert_close(found.pairwise, wanted.pairwise, **TOLERANCE)
+
+
 def large_tables() -> ChainTables:
     """Work for more than one thread, and rows of every kind: ragged, impossible, and done in log space."""
     tables = random_tables(0, rows=240, frames=400, states=7, matrices=2, groups=3)
@@ -270,3 +287,21 @@ def test_weights_and_uniforms_of_other_chains_are_refused() -> None:
         chains.backward(filtered, torch.ones(3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"need uniforms of shape \(2, 4, 4\)"):
         chains.sample(filtered, torch.rand(2, 4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("module", [kernel, log_kernel, paths, potentials])
+def test_compiled_functions_call_those_of_their_own_file_only(module) -> None:
+    """numba looks for changes in the file of the function that is called, and would go on running an old callee."""
+    compiled = [x for x in vars(module).values() if isinstance(x, Dispatcher)]
+    assert compiled
+    assert all(x.py_func.__module__ == module.__name__ for x in compiled)
+
+
+def test_exponentials_are_right_to_the_last_digit() -> None:
+    x = torch.cat([-708 * torch.rand(10_000), -torch.rand(10_000), tensor([0.0, -708.0, -709.0, -1e300, -INF])])
+    tables = ChainTables(torch.stack([x, torch.zeros_like(x)], -1)[None], identity(2), steps(len(x)))
+    ratio, evidence = np.empty((1, len(x), 2)), np.empty(1)
+    potentials.scale_emissions(0, 1, tables.emission.numpy(), tables.row_lengths().numpy(), ratio, evidence)
+    wanted = x.exp().where(x >= -708, 0.0).numpy()
+    np.testing.assert_allclose(ratio[0, :, 0], wanted, rtol=4e-16, atol=0)
+    assert (ratio[0, :, 1] == 1).all()
