@@ -68,6 +68,19 @@ def test_only_rows_in_danger_leave_the_fast_path() -> None:
     assert chains.forward(replace(fast, transition=identity(2))).log_rows.tolist() == [1]
 
 
+@pytest.mark.parametrize("height", [100.0, 650.0, 1000.0, 1e6])
+def test_states_out_of_reach_set_no_scale(height) -> None:
+    emission = tensor([[[0.0, -1.0, -INF], [-1.0, 0.5, height], [0.25, 0.0, height]]])
+    tables = ChainTables(emission, identity(3), steps(3))
+    evidence, marginal, pairwise = enumerate_posterior(tables, torch.ones(1))
+    filtered = chains.forward(tables)
+    smoothed = chains.backward(filtered)
+    assert not len(filtered.log_rows)
+    torch.testing.assert_close(filtered.log_evidence, evidence, **TOLERANCE)
+    torch.testing.assert_close(smoothed.marginal, marginal, **TOLERANCE)
+    torch.testing.assert_close(smoothed.pairwise, pairwise, **TOLERANCE)
+
+
 @pytest.mark.parametrize("offset", [-1e6, 1e6])
 @both
 def test_an_offset_of_a_frame_is_an_offset_of_the_evidence(run, offset) -> None:
