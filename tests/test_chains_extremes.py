@@ -1,6 +1,5 @@
-"""Chains whose potentials leave the range of floating point, long chains, threads, and refusals."""
+"""Chains whose potentials leave the range of floating point, and long chains."""
 
-import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from hmmlearn.hmm import CategoricalHMM
 from torch import tensor
 
 from pyro_em import chains
-from pyro_em.chains import ChainTables, Filtered
+from pyro_em.chains import ChainTables, scan
 
 
 def identity(states: int):
@@ -67,6 +66,19 @@ def test_only_rows_in_danger_leave_the_fast_path() -> None:
     fast = ChainTables(emission, torch.zeros(1, 1, 2, 2, dtype=torch.float64), steps(4))
     assert chains.forward(fast).log_rows.tolist() == []
     assert chains.forward(replace(fast, transition=identity(2))).log_rows.tolist() == [1]
+
+
+@pytest.mark.parametrize("height", [100.0, 650.0, 1000.0, 1e6])
+def test_states_out_of_reach_set_no_scale(height) -> None:
+    emission = tensor([[[0.0, -1.0, -INF], [-1.0, 0.5, height], [0.25, 0.0, height]]])
+    tables = ChainTables(emission, identity(3), steps(3))
+    evidence, marginal, pairwise = enumerate_posterior(tables, torch.ones(1))
+    filtered = chains.forward(tables)
+    smoothed = chains.backward(filtered)
+    assert not len(filtered.log_rows)
+    torch.testing.assert_close(filtered.log_evidence, evidence, **TOLERANCE)
+    torch.testing.assert_close(smoothed.marginal, marginal, **TOLERANCE)
+    torch.testing.assert_close(smoothed.pairwise, pairwise, **TOLERANCE)
 
 
 @pytest.mark.parametrize("offset", [-1e6, 1e6])
@@ -179,94 +191,17 @@ def test_a_long_chain_equals_hmmlearn() -> None:
     torch.testing.assert_close(found.item(), float(score), rtol=1e-11, atol=0)
 
 
-def large_tables() -> ChainTables:
-    """Work for more than one thread, and rows of every kind: ragged, impossible, and done in log space."""
-    tables = random_tables(0, rows=240, frames=400, states=7, matrices=2, groups=3)
-    tables.emission[5, 3] = -INF
-    tables.emission[7::20, 2, 1:] = -1500.0
-    tables.transition[0, 0, :, 0] = -INF
-    return tables
-
-
-def outcome(tables: ChainTables) -> list[torch.Tensor]:
-    filtered = chains.forward(tables)
-    smoothed = chains.backward(filtered)
-    return [filtered.log_evidence, filtered.alpha, smoothed.marginal, smoothed.pairwise, *chains.viterbi(tables)]
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_threads_change_nothing(two_threads) -> None:
-    tables = large_tables()
-    parallel = outcome(tables)
-    torch.set_num_threads(1)
-    torch.testing.assert_close(parallel, outcome(tables), rtol=1e-12, atol=1e-12)
-
-
-def _put_outcome(tables: ChainTables, queue) -> None:
-    queue.put([x.numpy() for x in outcome(tables)])
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_threads_survive_a_fork(two_threads) -> None:
-    tables = large_tables()
-    here = outcome(tables)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_put_outcome, args=(tables, queue), daemon=True)
-    child.start()
-    there = queue.get(timeout=60)
-    child.join()
-    torch.testing.assert_close([torch.from_numpy(x) for x in there], here, rtol=0, atol=0)
-
-
-@both
-def test_strided_tables_are_read_as_they_are_meant(run) -> None:
-    tables = random_tables(6, groups=2)
-    turned = replace(
-        tables,
-        emission=tables.emission.transpose(0, 2).contiguous().transpose(0, 2),
-        transition=tables.transition.mT.contiguous().mT,
-    )
-    torch.testing.assert_close(run.forward(turned).log_evidence, run.forward(tables).log_evidence, **TOLERANCE)
-
-
-@both
-def test_smoothing_twice_is_the_same(run) -> None:
-    filtered: Filtered = run.forward(random_tables(6))
-    first = run.backward(filtered)
-    torch.testing.assert_close(run.backward(filtered).pairwise, first.pairwise, rtol=0, atol=0)
-
-
-def test_uneven_shapes_are_refused() -> None:
-    good = random_tables(0, groups=2)
-    for change, message in [
-        ({"emission": good.emission[0]}, r"need emission of shape \(R, T, S\)"),
-        ({"transition": good.transition[..., :2]}, r"need transition of shape \(G, M, 3, 3\) where G divides 4"),
-        ({"transition": good.transition[:1].expand(3, -1, -1, -1)}, "where G divides 4"),
-        ({"which": good.which[:1]}, r"need which of shape \(3,\), not \(1,\)"),
-        ({"which": tensor([0, 2, 1])}, r"need which in 0\.\.1, not in 0\.\.2"),
-        ({"which": tensor([0, -1, 1])}, r"need which in 0\.\.1, not in -1\.\.1"),
-        ({"lengths": tensor([1, 2, 3, 5])}, r"need lengths in 0\.\.4, not in 1\.\.5"),
-        ({"lengths": tensor([1, 2, 3])}, r"need lengths of shape \(4,\)"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            replace(good, **change)
-    with pytest.raises(TypeError, match=r"need emission as torch\.float64"):
-        replace(good, emission=good.emission.float())
-    with pytest.raises(TypeError, match=r"need lengths as torch\.int64"):
-        replace(good, lengths=torch.ones(4))
-
-
-def test_weights_and_uniforms_of_other_chains_are_refused() -> None:
-    filtered = chains.forward(random_tables(0))
-    with pytest.raises(ValueError, match=r"need weights of shape \(4,\)"):
-        chains.backward(filtered, torch.ones(3, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"need uniforms of shape \(2, 4, 4\)"):
-        chains.sample(filtered, torch.rand(2, 4, 3, dtype=torch.float64))
+@pytest.mark.parametrize("states", [7, 8, 9, 15, 16, 17, 40])
+@pytest.mark.parametrize("zeros", [0.0, 0.1])
+def test_many_states_and_frames_equal_log_space(states, zeros) -> None:
+    """The compiled loops take several states and frames at a time, and what is left over apart."""
+    tables = random_tables(0, frames=90, states=states, groups=2, zeros=zeros, spread=5.0)
+    filtered, wanted = chains.forward(tables), scan.forward(tables)
+    assert not len(filtered.log_rows)
+    weights = tensor([1.0, 0.5, -2.0, 0.0])
+    torch.testing.assert_close(filtered.log_evidence, wanted.log_evidence, **TOLERANCE)
+    torch.testing.assert_close(filtered.alpha, wanted.alpha, **TOLERANCE)
+    torch.testing.assert_close(chains.predict_next(filtered), scan.predict_next(wanted), **TOLERANCE)
+    found, wanted = chains.backward(filtered, weights), scan.backward(wanted, weights)
+    torch.testing.assert_close(found.marginal, wanted.marginal, **TOLERANCE)
+    torch.testing.assert_close(found.pairwise, wanted.pairwise, **TOLERANCE)

@@ -4,11 +4,14 @@ Every frame is scaled to sum to one (Rabiner 1989, A tutorial on hidden Markov m
 underflows on the way is lost for good, which may matter: where transitions forbid every other state later on, the lost
 one carries the whole posterior. Two cases are safe:
 
-- every entry of the matrices is above `DENSE`, relative to their largest: whatever follows can favour one state over
-  another by at most 1 / DENSE, and what is lost is below 1e-308 / DENSE;
+- every entry of the matrices is above `potentials.DENSE`, relative to their largest: whatever follows can favour one
+  state over another by at most 1 / DENSE, and what is lost is below 1e-308 / DENSE;
 - no state that is reachable falls below what still multiplies with the smallest positive entry without underflow.
 
 A row in neither case is marked in `redo` for :mod:`pyro_em.chains.log_kernel`.
+
+Compiled functions call only those of their own file here and in the files beside: numba's cache does not see a change
+in any other.
 """
 
 from __future__ import annotations
@@ -18,65 +21,50 @@ import math
 import numpy as np
 from numba import njit
 
-from pyro_em.chains.arithmetic import Array, add_outer, exponentiate, multiply
+from pyro_em.chains.potentials import Array
 
-__all__ = ["backward_rows", "forward_rows", "predict_rows", "scale_transitions"]
+__all__ = ["backward_rows", "forward_rows", "predict_rows"]
 
-# 1e-308 / DENSE is what an underflow loses after a frame that surprises; over DENSE again, of what may yet come.
-DENSE = 1e-120
-# Far enough from 1e-308 that sums over time of its reciprocal stay finite.
-TINY = 1e-260
-# Frames whose exponentials are taken at once, and frames whose pairs are added at once.
-BLOCK = 64
+# Frames whose pairs are added at once.
 GATHERED = 8
 
 
-@njit(cache=True, nogil=True)
-def scale_transitions(transition: Array, steps: Array, shift: Array, floor: Array) -> None:
-    """Fill `steps` (G, M, S, S) with exp(transition - shift), where shift (G, M) is each largest entry.
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _multiply(x: Array, matrix: Array, out: Array) -> None:
+    """out = x @ matrix, eight rows of the matrix at a time: `out` is read and written once for all of them."""
+    rows, columns = matrix.shape
+    # What is left over comes first: there are no sums yet to be read.
+    i = rows % 8
+    for j in range(columns):
+        total = 0.0
+        for k in range(i):
+            total += x[k] * matrix[k, j]
+        out[j] = total
+    while i < rows:
+        a0, a1, a2, a3, a4, a5, a6, a7 = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
+        for j in range(columns):
+            low = (a0 * matrix[i, j] + a1 * matrix[i + 1, j]) + (a2 * matrix[i + 2, j] + a3 * matrix[i + 3, j])
+            high = (a4 * matrix[i + 4, j] + a5 * matrix[i + 5, j]) + (a6 * matrix[i + 6, j] + a7 * matrix[i + 7, j])
+            out[j] += low + high
+        i += 8
 
-    `floor` (G,) is zero if no loss can matter, else what a reachable state must not fall below; infinite if a
-    transition itself underflows.
-    """
-    groups, matrices, states, _ = transition.shape
-    for g in range(groups):
-        least, positive, lost = 1.0, 1.0, False
-        for m in range(matrices):
-            a = transition[g, m]
-            top = a.max()
-            # max() is NaN where an entry is, and so is all that follows; -inf alone needs a stand-in.
-            shift[g, m] = 0.0 if top == -np.inf else top
-            for i in range(states):
-                for j in range(states):
-                    x = math.exp(a[i, j] - shift[g, m])
-                    steps[g, m, i, j] = x
-                    least = min(least, x)
-                    if x > 0.0:
-                        positive = min(positive, x)
-                    elif a[i, j] > -np.inf:
-                        lost = True
-        if lost or positive < TINY:
-            floor[g] = np.inf
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_outer(x: Array, y: Array, out: Array) -> None:
+    """out += x^T y for up to eight rows of x and as many of y; eight are added in one pass over `out`."""
+    rows = x.shape[0]
+    for i in range(out.shape[0]):
+        if rows == 8:
+            a0, a1, a2, a3, a4, a5, a6, a7 = x[0, i], x[1, i], x[2, i], x[3, i], x[4, i], x[5, i], x[6, i], x[7, i]
+            for j in range(out.shape[1]):
+                low = (a0 * y[0, j] + a1 * y[1, j]) + (a2 * y[2, j] + a3 * y[3, j])
+                high = (a4 * y[4, j] + a5 * y[5, j]) + (a6 * y[6, j] + a7 * y[7, j])
+                out[i, j] += low + high
         else:
-            floor[g] = 0.0 if least > DENSE else TINY / positive
-
-
-@njit(cache=True, nogil=True)
-def _take_potentials(emission: Array, ratio: Array) -> float:
-    """ratio = exp(emission - top) in a block of frames, top the largest of each frame; returns the sum of tops."""
-    frames, states = emission.shape
-    tops = 0.0
-    for t in range(frames):
-        top = -np.inf
-        for j in range(states):
-            top = max(top, emission[t, j])
-        # A frame in which every state is impossible stays so.
-        top = 0.0 if top == -np.inf else top
-        tops += top
-        for j in range(states):
-            ratio[t, j] = emission[t, j] - top
-    exponentiate(ratio.reshape(-1))
-    return tops
+            for k in range(rows):
+                a0 = x[k, i]
+                for j in range(out.shape[1]):
+                    out[i, j] += a0 * y[k, j]
 
 
 @njit(cache=True, nogil=True)
@@ -126,19 +114,24 @@ def _join(predicted: Array, scale: float, ratio: Array, joint: Array) -> float:
 
 @njit(cache=True, nogil=True)
 def _forward_row(
-    emission: Array, length: int, steps: Array, shift: Array, floor: float, which: Array, alpha: Array, ratio: Array
+    evidence: float,
+    emission: Array,
+    length: int,
+    steps: Array,
+    shift: Array,
+    floor: float,
+    which: Array,
+    alpha: Array,
+    ratio: Array,
 ) -> tuple[float, bool]:
-    """Filter one row; returns its log evidence and whether it has to be redone."""
+    """Filter one row; returns its log evidence, scales of emissions included, and whether it has to be redone."""
     states = alpha.shape[1]
     predicted, joint = np.ones(states), np.empty(states)
-    evidence, product, scale, total = 0.0, 1.0, 1.0, 1.0
+    product, scale, total = 1.0, 1.0, 1.0
     for t in range(length):
-        if t % BLOCK == 0:
-            end = min(t + BLOCK, length)
-            evidence += _take_potentials(emission[t:end], ratio[t:end])
         if t > 0:
             # Not alpha: the division for its scale then runs beside the product.
-            multiply(joint, steps[which[t - 1]], predicted)
+            _multiply(joint, steps[which[t - 1]], predicted)
             evidence += shift[which[t - 1]]
         total = _join(predicted, scale, ratio[t], joint)
         if floor > 0.0:
@@ -183,8 +176,9 @@ def forward_rows(
 ) -> None:
     """Filter the rows first..last - 1, where `share` rows use one group.
 
-    ratio (R, T, S) is p(x_t | z_t) / p(x_t | frames 0..t-1), which is all that the way back needs; it is left undefined
-    beyond the length of a row, and in rows that are impossible or to be redone.
+    ratio (R, T, S) and evidence (R,) hold the scaled emissions and their scales on entry. On return, ratio is
+    p(x_t | z_t) / p(x_t | frames 0..t-1), which is all that the way back needs; it is left undefined beyond the length
+    of a row, and in rows that are impossible or to be redone.
     """
     for r in range(first, last):
         g = r // share
@@ -192,7 +186,7 @@ def forward_rows(
             redo[r] = True
             continue
         evidence[r], redo[r] = _forward_row(
-            emission[r], lengths[r], steps[g], shift[g], floor[g], which, alpha[r], ratio[r]
+            evidence[r], emission[r], lengths[r], steps[g], shift[g], floor[g], which, alpha[r], ratio[r]
         )
 
 
@@ -220,12 +214,12 @@ def _backward_row(
         free -= 1
         for j in range(states):
             message[free, j] = beta[j] * ratio[t + 1, j]
-        multiply(message[free], turned[m], beta)
+        _multiply(message[free], turned[m], beta)
         for j in range(states):
             message[free, j] *= weight
             marginal[t, j] = weight * alpha[t, j] * beta[j]
         if free == 0 or t == 0 or which[t - 1] != m:
-            add_outer(alpha[t : t + GATHERED - free], message[free:], pairs[m])
+            _add_outer(alpha[t : t + GATHERED - free], message[free:], pairs[m])
             free = GATHERED
 
 
@@ -263,7 +257,7 @@ def predict_rows(share: int, steps: Array, which: Array, lengths: Array, alpha: 
     """Fill predicted (R, T - 1, S), zero on entry, with p(z_t | frames 0..t-1)."""
     for r in range(alpha.shape[0]):
         for t in range(lengths[r] - 1):
-            multiply(alpha[r, t], steps[r // share, which[t]], predicted[r, t])
+            _multiply(alpha[r, t], steps[r // share, which[t]], predicted[r, t])
             total = predicted[r, t].sum()
             if total > 0.0:
                 predicted[r, t] /= total

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-from pyro_em.chains.arithmetic import Array
+from pyro_em.chains.potentials import Array
 
 __all__ = ["log_backward_rows", "log_forward_rows", "log_predict_rows"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_em.chains import kernel, log_kernel, paths, scan
+from pyro_em.chains import kernel, log_kernel, paths, potentials, scan
 from pyro_em.chains.tables import ChainTables, Filtered, Smoothed
 
 __all__ = ["backward", "forward", "predict_next", "sample", "viterbi"]
@@ -35,11 +35,16 @@ def forward(tables: ChainTables) -> Filtered:
     emission, transition, which, lengths = _arrays(tables)
     rows, groups, matrices = emission.shape[0], *transition.shape[:2]
     steps, shift, floor = np.empty_like(transition), np.empty((groups, matrices)), np.empty(groups)
-    kernel.scale_transitions(transition, steps, shift, floor)
+    potentials.scale_transitions(transition, steps, shift, floor)
     alpha, ratio = np.empty_like(emission), np.empty_like(emission)
     evidence, redo = np.empty(rows), np.zeros(rows, np.bool_)
     fixed = (tables.rows_per_group, emission, steps, shift, floor, which, lengths, alpha, ratio, evidence, redo)
-    _spread(tables, lambda first, last: kernel.forward_rows(first, last, *fixed))
+
+    def run(first: int, last: int) -> None:
+        potentials.scale_emissions(first, last, emission, lengths, ratio, evidence)
+        kernel.forward_rows(first, last, *fixed)
+
+    _spread(tables, run)
     log_rows = np.flatnonzero(redo)
     log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
     if log_rows.size:
@@ -71,21 +76,20 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
     _check("weights", weights, filtered.log_evidence.shape)
     if tables.emission.device.type != "cpu":
         return scan.backward(filtered, weights)
-    emission, transition, which, lengths = _arrays(tables)
+    which, lengths = _array(tables.which), _array(tables.row_lengths())
     alpha, ratio, evidence = (x.numpy() for x in (filtered.alpha, filtered.ratio, filtered.log_evidence))
-    steps, scale = filtered.steps.numpy(), _array(weights)
-    log_rows = filtered.log_rows.numpy()
-    redo = np.zeros(emission.shape[0], np.bool_)
+    steps, scale, log_rows = filtered.steps.numpy(), _array(weights), filtered.log_rows.numpy()
+    redo = np.zeros(alpha.shape[0], np.bool_)
     redo[log_rows] = True
-    turned = np.ascontiguousarray(steps.swapaxes(2, 3))
-    marginal = np.empty_like(emission)
+    turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(alpha)
     fixed = (tables.rows_per_group, turned, which, lengths, alpha, ratio, evidence, redo, scale, marginal)
     pairs = _spread_sums(tables, lambda first, last, pairs: kernel.backward_rows(first, last, *fixed, pairs))
     pairs *= steps
     if log_rows.size:
-        log_alpha, share = filtered.log_alpha.numpy(), tables.rows_per_group
+        share, log_alpha = tables.rows_per_group, filtered.log_alpha.numpy()
+        potentials = (_array(tables.emission), _array(tables.transition))
         log_kernel.log_backward_rows(
-            log_rows, share, emission, transition, which, lengths, log_alpha, evidence, scale, marginal, pairs
+            log_rows, share, *potentials, which, lengths, log_alpha, evidence, scale, marginal, pairs
         )
     return Smoothed(torch.from_numpy(marginal), torch.from_numpy(pairs))
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-from pyro_em.chains.arithmetic import Array
+from pyro_em.chains.potentials import Array
 
 __all__ = ["sample_rows", "viterbi_rows"]
 
