@@ -32,21 +32,29 @@ def _log_predict(log_alpha: Array, transition: Array, terms: Array, log_predicte
 
 
 @njit(cache=True, nogil=True)
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """total + term, and what rounding has taken off all such sums so far (Neumaier 1974)."""
+    new = total + term
+    lost = (total - new) + term if abs(total) >= abs(term) else (term - new) + total
+    return new, rest + lost
+
+
+@njit(cache=True, nogil=True)
 def _log_forward_row(emission: Array, length: int, transition: Array, which: Array, log_alpha: Array) -> float:
     states = emission.shape[1]
     terms, log_predicted = np.empty(states), np.zeros(states)
-    evidence = 0.0
+    evidence, rest = 0.0, 0.0
     log_alpha[:] = -np.inf
     for t in range(length):
         if t > 0:
             _log_predict(log_alpha[t - 1], transition[which[t - 1]], terms, log_predicted)
         log_alpha[t] = emission[t] + log_predicted
         total = _log_sum_exp(log_alpha[t])
-        evidence += total
         if total == -np.inf:
             return total
+        evidence, rest = _add(evidence, rest, total)
         log_alpha[t] -= total
-    return evidence
+    return evidence + rest
 
 
 @njit(cache=True, nogil=True)

@@ -99,16 +99,25 @@ def _scale_block(emission: Array, ratio: Array) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """total + term, and what rounding has taken off all such sums so far (Neumaier 1974)."""
+    new = total + term
+    lost = (total - new) + term if abs(total) >= abs(term) else (term - new) + total
+    return new, rest + lost
+
+
+@njit(cache=True, nogil=True)
 def scale_emissions(first: int, last: int, emission: Array, lengths: Array, ratio: Array, evidence: Array) -> None:
     """Fill ratio (R, T, S) with exp(emission) over the largest of each frame in the rows first..last - 1.
 
     evidence (R,) becomes the sum of the logarithms of these scales. Beyond the length of a row nothing is written.
     """
     for r in range(first, last):
-        evidence[r] = 0.0
+        total, rest = 0.0, 0.0
         for start in range(0, lengths[r], BLOCK):
             end = min(start + BLOCK, lengths[r])
-            evidence[r] += _scale_block(emission[r, start:end], ratio[r, start:end])
+            total, rest = _add(total, rest, _scale_block(emission[r, start:end], ratio[r, start:end]))
+        evidence[r] = total + rest
 
 
 @njit(cache=True, nogil=True)
