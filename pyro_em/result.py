@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
 from pyro_em.rng import isolated_rng, seeded
+from pyro_em.save import encode, opened, write
 from pyro_em.status import Status
 from pyro_em.strategy import EXPLAINED, Inference, ObjectiveKind
 
@@ -124,6 +126,49 @@ class FitResult(Diagnosed):
             return to_arviz(
                 self.model, self._checked_inference, data, self.params, self.history, num_samples, num_chains
             )
+
+    def save(self, path: str | Path, data: bool = True) -> None:
+        """Write the fit to a file that holds no code: tensors, numbers and names.
+
+        Training data are stored with it where they are tensors, numbers, strings, and lists, tuples and dictionaries of
+        these; others (a ``DataLoader``, a ``numpy.memmap``) are asked for again by :meth:`load`. The optimiser is not
+        stored: a fit that goes on by ``init=`` from a file starts it anew.
+
+        Args:
+            data: whether to store training data at all.
+
+        Raises:
+            SaveError: a fit of a strategy that is not of this package.
+        """
+        with self.use(), isolated_rng():
+            arguments = (self._args, self._kwargs) if data else None
+            write(path, encode(vars(self), self.model, self._checked_inference, self._space, arguments))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: Callable[..., Any],
+        *args: Any,
+        guide: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> FitResult:
+        """Read a fit that :meth:`save` wrote; it answers as it did before.
+
+        The model is run once, so that its parameters exist. They must be those of the file by name, shape, dtype and
+        constraint. The global param store, the random state and the model's modules stay as they are.
+
+        Args:
+            model: the program that was fitted.
+            *args, **kwargs: its arguments; none: those in the file.
+            guide: under SVI, the guide that was fitted. Without it, whatever draws from it raises.
+
+        Raises:
+            SaveError: no such file, another model's, or one without data when none are given.
+        """
+        found = opened(path, model, guide, (args, kwargs))
+        own = {"_args": found.data[0], "_kwargs": found.data[1], "_space": found.space, "_inference": found.inference}
+        return cls(**{**found.fields, **own, "model": model})
 
     @property
     def _checked_inference(self) -> Inference:
