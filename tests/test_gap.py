@@ -72,6 +72,15 @@ def test_amortised_classes_by_hand() -> None:
     assert gap.elbo_stderr == gap.amortization_stderr == 0.0
 
 
+def test_a_guide_that_is_sure_and_wrong() -> None:
+    """Where q is nearly zero its slopes are too, and a climb by gradients would not leave."""
+    init = {"slope": torch.tensor(-40.0)}
+    result = fit(mixture, X, strategy=SVI(class_guide, max_steps=0), init=init, progress=False)
+    gap = result.gap()
+    assert gap.total > 30
+    assert gap.approximation == pytest.approx(0.0, abs=1e-9)
+
+
 def test_scaled_and_plated_sites_by_hand() -> None:
     """Two observed sites in plates inside the data's, under one scale; a guide with a scale of its own plate."""
     y = torch.stack([X, X.flip(0), X.roll(1)], -1)
