@@ -269,7 +269,7 @@ def _inference(
     saved: dict[str, Any], model: Callable[..., Any], guide: Callable[..., Any] | None, space: ParamSpace
 ) -> Inference:
     program = Program(model, saved["max_plate_nesting"], frozenset(saved["ignored"]))
-    fixed = tuple(saved["fixed"])
+    fixed = tuple(n for n in saved["fixed"] if guide is not missing_guide or n in saved["model_params"])
     if saved["kind"] == "exact":
         program = Program(model, saved["max_plate_nesting"], frozenset(saved["ignored"]), frozenset(saved["priors"]))
         return ExactInference(program, space, tuple(saved["report"]), fixed, saved["weights"])

@@ -148,6 +148,19 @@ def test_without_the_guide_what_needs_it_says_so(tmp_path: Path) -> None:
             ask()
 
 
+def test_without_the_guide_the_model_still_has_its_errors(tmp_path: Path) -> None:
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=torch.stack([-slope * x, slope * x], -1)))
+
+    one = fitted(strategy=SVI(guide, max_steps=0, fixed=("slope", "scale")), init=fitted())
+    two = there_and_back(one, tmp_path / "fit.pt")
+    assert two.num_params == one.num_params == 3
+    assert two.confint().equals(one.confint())
+    assert two.bic == one.bic
+
+
 def assert_same_but_explain(one: FitResult, two: FitResult) -> None:
     assert one.objective == two.objective
     assert all(torch.equal(one.params[n], two.params[n]) for n in one.params)
