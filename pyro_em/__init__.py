@@ -1,7 +1,7 @@
 """Fit a Pyro model with latent variables by EM or by SVI, with one call and one result."""
 
 from pyro_em.em import EM, GradientMStep, KMeans, RandomDraws, RandomResponsibilities
-from pyro_em.errors import DecreaseError, DegenerateError, InformationError, ModelError, StartError
+from pyro_em.errors import DecreaseError, DegenerateError, InformationError, ModelError, SaveError, StartError
 from pyro_em.fit import fit
 from pyro_em.result import FitResult
 from pyro_em.status import Status
@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "RandomDraws",
     "RandomResponsibilities",
+    "SaveError",
     "StartError",
     "Status",
     "StepInfo",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
 
-__all__ = ["Batch", "Batches", "dense", "find_loader", "first_rows", "open_batches", "whole"]
+__all__ = ["Batch", "Batches", "copied", "dense", "find_loader", "first_rows", "is_plain", "open_batches", "whole"]
 
 
 @dataclass(frozen=True)
@@ -221,3 +221,21 @@ def _concatenated(parts: list[Any]) -> Any:
     first = parts[0]
     constant = not isinstance(first, Tensor) or not first.dim() or all(p is first for p in parts)
     return first if constant else torch.cat(parts)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of tensors, numbers, strings, and containers of them."""
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))
+    if type(value) is dict:
+        return all(isinstance(k, str | int) and is_plain(v) for k, v in value.items())
+    return value is None or type(value) in (bool, int, float, str, Tensor)
+
+
+def copied(value: Any) -> Any:
+    """A plain value without what a view of a large tensor would drag along."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: copied(v) for k, v in value.items()}
+    return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value

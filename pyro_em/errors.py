@@ -4,7 +4,7 @@ Everything here is raised for a model, an argument or a start that the engine ca
 :class:`~pyro_em.status.Status`, not an exception.
 """
 
-__all__ = ["DecreaseError", "DegenerateError", "InformationError", "ModelError", "StartError"]
+__all__ = ["DecreaseError", "DegenerateError", "InformationError", "ModelError", "SaveError", "StartError"]
 
 
 class ModelError(ValueError):
@@ -13,6 +13,10 @@ class ModelError(ValueError):
 
 class StartError(ValueError):
     """The starting values cannot be used: unknown name, wrong shape, outside or on the edge of the constraint."""
+
+
+class SaveError(ValueError):
+    """A file holds no fit, or one of another model; or it takes an argument more to read it."""
 
 
 class InformationError(ValueError):

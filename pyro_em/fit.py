@@ -100,7 +100,7 @@ def fit(
         log_evidence=evaluation.log_evidence,
         history=pd.DataFrame([asdict(row) for row in rows], columns=list(StepInfo.__dataclass_fields__)),
         status=status,
-        n_steps=rows[-1].step if rows else 0,
+        n_steps=run.n_steps,
         seconds=time.perf_counter() - began,
         model=model,
         _args=args,

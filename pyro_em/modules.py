@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-__all__ = ["ModuleStates", "reachable_modules"]
+__all__ = ["ModuleStates", "named_modules", "reachable_modules"]
 
 
 def reachable_modules(*roots: Any) -> list[Module]:
@@ -70,6 +70,16 @@ def _is_library(item: Any) -> bool:
         return False
     origin = getattr(item, "__module__", None) or getattr(item, "__name__", "")
     return isinstance(item, ModuleType) or str(origin).split(".")[0] in {"torch", "numpy", "builtins"}
+
+
+def named_modules(**roots: Any) -> dict[str, Module]:
+    """Modules that each root reaches, with all their submodules, by a name that the same program gives again."""
+    return {
+        f"{key}.{i}.{name}": module
+        for key, root in roots.items()
+        for i, top in enumerate(reachable_modules(root))
+        for name, module in top.named_modules()
+    }
 
 
 class ModuleStates:

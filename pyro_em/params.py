@@ -93,9 +93,7 @@ class ParamSpace:
         with pyro.get_param_store().scope(self._store), StartValues(self._zeros):
             try:
                 self.track()
-                self.restore(self._saved)
-                if self._saved_modules is not None:
-                    self._saved_modules.reinstate()
+                self.recall()
                 yield self
             finally:
                 self.track()
@@ -210,6 +208,12 @@ class ParamSpace:
         """Keep the present values for the next time the space is entered."""
         self._saved = self.snapshot()
         self._saved_modules = ModuleStates(reachable_modules(*self._roots))
+
+    def recall(self) -> None:
+        """Put the values of the last :meth:`save` in place."""
+        self.restore(self._saved)
+        if self._saved_modules is not None:
+            self._saved_modules.reinstate()
 
     def values(self) -> dict[str, Tensor]:
         """Copies of all constrained values."""

@@ -1,9 +1,10 @@
-"""Several starts of one fit: short runs first, then the best of them to its end."""
+"""Several starts of one fit: the best of them, run to its end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -14,9 +15,8 @@ from pyro_em.errors import DegenerateError
 from pyro_em.problem import Problem
 from pyro_em.strategy import StepInfo, Strategy
 
-__all__ = ["SHORT", "Run", "run_all"]
+__all__ = ["Run", "run_all"]
 
-SHORT = 20  # iterations of a short run
 ATTEMPTS = 20  # starts that may collapse before on_degenerate="restart" gives up
 
 Loop = Callable[[Problem, Any, int | None, list[StepInfo]], Any]
@@ -24,20 +24,22 @@ Loop = Callable[[Problem, Any, int | None, list[StepInfo]], Any]
 
 @dataclass
 class Run:
-    """A run: its rows of the history, and the state it ended in."""
+    """A run: its rows of the history, the state it ended in, and how many steps led there."""
 
     rows: list[StepInfo]
     state: Any
+    n_steps: int
 
 
 @dataclass
 class _Best:
-    """The best short run so far."""
+    """The best run so far."""
 
-    objective: float = -torch.inf
-    restart: int = 0
-    steps: int = 0
-    point: dict[str, Tensor] = field(default_factory=dict)
+    objective: float
+    restart: int
+    steps: int
+    state: Any
+    point: dict[str, Tensor]
 
 
 def run_all(problem: Problem, strategy: Strategy, loop: Loop) -> Run:
@@ -45,7 +47,8 @@ def run_all(problem: Problem, strategy: Strategy, loop: Loop) -> Run:
 
     Args:
         problem: the first start.
-        strategy: may have ``restarts`` and ``on_degenerate``.
+        strategy: may have ``restarts``, ``on_degenerate``, and ``short_run``: the steps of a restart before the best of
+            them goes on to its end; without it, each runs to its own end.
         loop: from a problem, its initial state and a cap on steps to the final state; it writes the history's rows.
 
     Raises:
@@ -58,7 +61,8 @@ def run_all(problem: Problem, strategy: Strategy, loop: Loop) -> Run:
     rows: list[StepInfo] = []
     for attempt in range(again):
         try:
-            return Run(rows, _once(problem, strategy, loop, attempt, None, rows))
+            state = _once(problem, strategy, loop, attempt, None, rows)
+            return Run(rows, state, rows[-1].step if rows else 0)
         except DegenerateError:
             if attempt == again - 1:
                 raise
@@ -79,22 +83,28 @@ def _once(problem: Problem, strategy: Strategy, loop: Loop, attempt: int, cap: i
 
 
 def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) -> Run:
+    short = getattr(strategy, "short_run", None)
     rows: list[StepInfo] = []
-    best, last_error = _Best(), None
+    best: _Best | None = None
+    last_error: DegenerateError | None = None
     for attempt in range(restarts):
         try:
-            state = _once(problem, strategy, loop, attempt, SHORT, rows)
-            evaluation = strategy.evaluate(problem, state)
+            state = _once(problem, strategy, loop, attempt, short, rows)
+            objective = strategy.evaluate(problem, state).objective
         except DegenerateError as error:
             last_error = error
             continue
-        if evaluation.objective > best.objective:
+        if best is None or math.isnan(best.objective) or objective > best.objective:
             steps = rows[-1].step if rows else 0
-            best = _Best(evaluation.objective, attempt, steps, problem.space.snapshot())
-    if not best.point:
+            best = _Best(objective, attempt, steps, state, problem.space.snapshot())
+            problem.space.save()
+    if best is None:
         assert last_error is not None
         raise last_error
-    return _continued(problem, strategy, loop, rows, best)
+    if short is not None:
+        return _continued(problem, strategy, loop, rows, best)
+    problem.space.recall()
+    return Run(rows, best.state, best.steps)
 
 
 def _continued(problem: Problem, strategy: Strategy, loop: Loop, rows: list[StepInfo], best: _Best) -> Run:
@@ -103,4 +113,5 @@ def _continued(problem: Problem, strategy: Strategy, loop: Loop, rows: list[Step
     more: list[StepInfo] = []
     state = loop(problem, strategy.init(problem), None, more)
     tail = [replace(row, step=row.step + best.steps, restart=best.restart) for row in more if row.step]
-    return Run(rows + tail, state)
+    rows = rows + tail
+    return Run(rows, state, rows[-1].step if rows else 0)

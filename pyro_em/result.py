@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from pyro_em.data import dense, whole
 from pyro_em.diagnostics import Diagnosed, Fitted
+from pyro_em.errors import InformationError, ModelError
 from pyro_em.export import to_arviz
 from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
 from pyro_em.rng import isolated_rng, seeded
+from pyro_em.save import encode, opened, write
+from pyro_em.show import page, plot_history, summary
 from pyro_em.status import Status
 from pyro_em.strategy import EXPLAINED, Inference, ObjectiveKind
 
@@ -124,6 +128,83 @@ class FitResult(Diagnosed):
             return to_arviz(
                 self.model, self._checked_inference, data, self.params, self.history, num_samples, num_chains
             )
+
+    def summary(self, level: float = 0.95) -> pd.DataFrame:
+        """A row for each element of each parameter, labelled ``name[i,j]``.
+
+        Columns are ``estimate``, ``stderr``, ``lower`` and ``upper`` (see :meth:`confint`), and ``note``, which says
+        why the others are empty: the parameter was fixed, is the guide's, or there are no standard errors.
+        """
+        try:
+            errors, bounds, reason = self.stderr(), self.confint(level), ""
+        except (ModelError, InformationError) as error:
+            errors, bounds, reason = {}, pd.DataFrame(columns=["lower", "upper"], dtype=float), str(error)
+        fixed = self._checked_inference.fixed
+        others = reason or "no parameter of the model's own"
+        notes = {n: "fixed" if n in fixed else others for n in self.params if n not in errors}
+        return summary(self.params, errors, bounds, notes)
+
+    def plot_history(self, ax: Any = None, **style: Any) -> Any:
+        """Plot the objective by step, a line for each start, and return the matplotlib axes.
+
+        Args:
+            ax: axes to draw on; ``None`` makes a figure.
+            **style: handed to ``ax.plot``.
+        """
+        return plot_history(self.history, self.objective_kind, ax, **style)
+
+    def _repr_html_(self) -> str:
+        evidence = "not known exactly" if self.log_evidence is None else f"{self.log_evidence:.4f} nats"
+        facts = {
+            self.objective_kind.replace("_", " "): f"{self.objective:.4f} nats",
+            **({} if self.objective_kind == "log_evidence" else {"log evidence": evidence}),
+            "status": f"{self.status.name}: {self.status}",
+            "steps": f"{self.n_steps} in {self.seconds:.2f} s",
+        }
+        return page(facts, self.params)
+
+    def save(self, path: str | Path, data: bool = True) -> None:
+        """Write the fit to a file that holds no code: tensors, numbers and names.
+
+        Training data are stored with it where they are tensors, numbers, strings, and lists, tuples and dictionaries of
+        these; others (a ``DataLoader``, a ``numpy.memmap``) are asked for again by :meth:`load`. The optimiser is not
+        stored: a fit that goes on by ``init=`` from a file starts it anew.
+
+        Args:
+            data: whether to store training data at all.
+
+        Raises:
+            SaveError: a fit of a strategy that is not of this package.
+        """
+        with self.use(), isolated_rng():
+            arguments = (self._args, self._kwargs) if data else None
+            write(path, encode(vars(self), self.model, self._checked_inference, self._space, arguments))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: Callable[..., Any],
+        *args: Any,
+        guide: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> FitResult:
+        """Read a fit that :meth:`save` wrote; it answers as it did before.
+
+        The model is run once, so that its parameters exist. They must be those of the file by name, shape, dtype and
+        constraint. The global param store, the random state and the model's modules stay as they are.
+
+        Args:
+            model: the program that was fitted.
+            *args, **kwargs: its arguments; none: those in the file.
+            guide: under SVI, the guide that was fitted. Without it, whatever draws from it raises.
+
+        Raises:
+            SaveError: no such file, another model's, or one without data when none are given.
+        """
+        found = opened(path, model, guide, (args, kwargs))
+        own = {"_args": found.data[0], "_kwargs": found.data[1], "_space": found.space, "_inference": found.inference}
+        return cls(**{**found.fields, **own, "model": model})
 
     @property
     def _checked_inference(self) -> Inference:

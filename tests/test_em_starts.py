@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions.constraints import lower_cholesky, positive, simplex, unit_interval
 
 from models import gaussian_mixture
-from pyro_em import EM, SVI, DegenerateError, KMeans, ModelError, RandomDraws, RandomResponsibilities, fit
+from pyro_em import EM, DegenerateError, KMeans, ModelError, RandomDraws, RandomResponsibilities, fit
 
 f64 = partial(torch.tensor, dtype=torch.float64)
 TRUE = f64([-6.0, 0.0, 6.0, 12.0])
@@ -462,8 +462,3 @@ def test_a_start_that_fails_leaves_nothing_behind():
 def test_hyperparameters(options, error, match):
     with pytest.raises(error, match=match):
         EM(**options)
-
-
-def test_svi_has_no_restarts():
-    with pytest.raises(TypeError, match="restarts"):
-        SVI(restarts=2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import positive, simplex, unit_interval
+from untouched import untouched
 
 from pyro_em import EM, SVI, FitResult, InformationError, ModelError, fit
 
@@ -405,6 +406,18 @@ def test_too_many_parameters_are_refused_before_they_fill_the_memory() -> None:
 
     with pytest.raises(InformationError, match="these have 6000 numbers, and the limit is 5000"):
         fitted(model, torch.zeros(6000), strategy=EM(max_steps=0)).stderr()
+
+
+def test_asking_leaves_no_trace() -> None:
+    result = fitted(mixture, THREE)
+    before = {n: v.clone() for n, v in result.params.items()}
+    with untouched():
+        first = result.vcov()
+        assert result.bic > result.aic
+    assert all(torch.equal(result.params[n], v) for n, v in before.items())
+    result.stderr()["locs"].zero_()
+    assert result.vcov().equals(first)
+    assert (result.stderr()["locs"] > 0).all()
 
 
 def test_level_is_a_probability() -> None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From top to bottom. A name is a module or a subpackage of pyro_em; a new one goes in one row.
 LAYERS = (
     ("__init__",),
-    ("fit", "restarts", "compare", "result"),
+    ("fit", "restarts", "compare", "result", "save", "show"),
     ("em", "svi"),
     ("posterior", "guide_posterior", "predict", "diagnostics", "export"),
     ("compiled",),

@@ -77,8 +77,8 @@ def test_stored_outputs_are_current(stored: Any, fresh: Any) -> None:
     assert not stale, "Stale outputs; run `make tutorials`.\n" + "\n".join(stale)
 
 
-def test_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # it saves a fit
     found: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S):
         exec(compile(block, "README.md", "exec"), found)

@@ -42,9 +42,9 @@ class Diagnosed(ABC):
 
         The amortization gap is what L gains when each datum has arguments of its own in the guide's distributions, the
         model being held fixed; the approximation gap is the rest. Under EM all are zero. A guide over finite latents is
-        summed over exactly, and its best tables are found by L-BFGS. Otherwise L is a mean over draws, and arguments
-        climb by Adam from where the guide puts them, which needs reparameterised sites whose arguments do not depend
-        on other draws: without these there is no split, and ``reason`` says so.
+        summed over exactly, and its best tables are found site by site in closed form. Otherwise L is a mean over
+        draws, and arguments climb by Adam from where the guide puts them, which needs reparameterised sites whose
+        arguments do not depend on other draws: without these there is no split, and ``reason`` says so.
 
         Args:
             *args, **kwargs: the model's arguments; none: the training data.

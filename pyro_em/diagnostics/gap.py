@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_em.diagnostics.bound import Arguments, exact_bound, finite_guide, log_ratio
 from pyro_em.diagnostics.evidence import Fitted
-from pyro_em.diagnostics.refine import best_table_bound, free_guide
+from pyro_em.diagnostics.refine import free_guide
+from pyro_em.diagnostics.tables import best_table_bound
 from pyro_em.errors import ModelError
 from pyro_em.strategy import Inference
 

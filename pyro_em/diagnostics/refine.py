@@ -7,9 +7,8 @@ fixed, and climb the same bound from where the guide puts them.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -20,65 +19,17 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_em.diagnostics.bound import Arguments, FiniteGuide, exact_bound, log_ratio
+from pyro_em.diagnostics.bound import Arguments, log_ratio
 from pyro_em.graph import Intervention
 from pyro_em.graph.trace import is_latent, run
 from pyro_em.guide_posterior import depends_on_draws
 from pyro_em.strategy import Inference
 
-__all__ = ["FreeGuide", "best_table_bound", "free_guide"]
+__all__ = ["FreeGuide", "base_of", "free_guide"]
 
 # Of arguments that say the same, the first that a distribution knows is set free.
 ALTERNATIVES = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
-ANY_TABLE = (torch.distributions.Categorical, torch.distributions.Bernoulli, torch.distributions.OneHotCategorical)
-LEAST = -36.0  # log-probability that a state starts from where the guide excludes it
 FIRST_STEP = 0.1
-
-
-def best_table_bound(pair: FiniteGuide) -> float | str:
-    """The greatest bound of a guide over finite latents that keeps their dependences, or why it is unknown.
-
-    Each site of the guide becomes a table q(z_n | parents) of its own for every datum. For a single latent per datum
-    the best is the exact posterior, and the bound the log evidence.
-    """
-    q = pair.guide
-    other = [n for n in q.variables if not isinstance(_base(q.layout[n].fn), ANY_TABLE)]
-    if other:
-        return f"the distributions of {other} in the guide are not tables over their states"
-    start = float(exact_bound(pair))
-    for allowed in (None, [t > -torch.inf for t in q.tables]):
-        best = _climb_tables(pair, allowed)
-        if math.isfinite(best):
-            return max(best, start)
-    return start
-
-
-def _climb_tables(pair: FiniteGuide, allowed: list[Tensor] | None) -> float:
-    q = pair.guide
-    points = [t.detach().clamp_min(LEAST).contiguous().requires_grad_(True) for t in q.tables]
-    axes = [len(f.plates) + f.scope.index(q.variables[f.name]) for f in q.factors]
-
-    def bound() -> Tensor:
-        kept = (
-            points if allowed is None else [torch.where(a, u, -torch.inf) for a, u in zip(allowed, points, strict=True)]
-        )
-        tables = [u.log_softmax(axis) for u, axis in zip(kept, axes, strict=True)]
-        return exact_bound(replace(pair, guide=q.with_tables(tables)))
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = -bound()
-        value.backward()
-        return value
-
-    optimizer = torch.optim.LBFGS(
-        points, max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-13, line_search_fn="strong_wolfe"
-    )
-    with torch.enable_grad():
-        if not bool(torch.isfinite(bound())):
-            return -math.inf
-        optimizer.step(loss)
-        return float(bound().detach())
 
 
 @dataclass(frozen=True)
@@ -101,7 +52,7 @@ class FreeSite:
 
     def distribution(self, detached: bool = False) -> Any:
         """The distribution at the free arguments."""
-        base = _base(self.fn)
+        base = base_of(self.fn)
         found = {}
         for name, step in self.steps.items():
             point = self.origin[name] + self.unit[name] * (step.detach() if detached else step)
@@ -163,7 +114,7 @@ def free_guide(guide: Callable[..., Any], data: Arguments) -> FreeGuide | str:
         if not is_latent(site):
             continue
         depends = depends_on_draws(tracked, name)
-        if isinstance(_base(site["fn"]), dist.Delta):
+        if isinstance(base_of(site["fn"]), dist.Delta):
             if not depends:
                 return f"site {name!r} of the guide is a point mass"
             continue  # a function of other draws, which are free
@@ -173,12 +124,13 @@ def free_guide(guide: Callable[..., Any], data: Arguments) -> FreeGuide | str:
             return f"site {name!r} of the guide is drawn without reparameterisation; leave it to the exact sum"
         found = _free_site(site["fn"], site["value"])
         if isinstance(found, str):
-            return f"site {name!r} of the guide is a {type(_base(site['fn'])).__name__}, {found}"
+            return f"site {name!r} of the guide is a {type(base_of(site['fn'])).__name__}, {found}"
         sites[name] = found
     return FreeGuide(guide, sites)
 
 
-def _base(fn: Any) -> Any:
+def base_of(fn: Any) -> Any:
+    """The distribution inside ``to_event``, ``mask`` and ``expand_by``."""
     while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
@@ -194,7 +146,7 @@ def _rewrap(fn: Any, base: Any) -> Any:
 
 
 def _free_site(fn: Any, value: Tensor) -> FreeSite | str:
-    base = _base(fn)
+    base = base_of(fn)
     names = _arguments(base)
     if not names:
         return "which has no arguments of its own"

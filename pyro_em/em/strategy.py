@@ -113,6 +113,7 @@ class EM:
     on_degenerate: Literal["raise", "floor", "drop", "restart"] = "raise"
 
     takes_weights: ClassVar[bool] = True
+    short_run: ClassVar[int] = 20  # iterations of a restart, before the best goes on
 
     def __post_init__(self) -> None:
         if self.max_steps < 0:

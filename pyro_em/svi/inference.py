@@ -36,6 +36,8 @@ class GuideInference:
         guided: whether the guide samples anything.
         global_sites: latents of the guide that lie outside the data's plates.
         fixed: names of parameters that stayed.
+        automatic: whether the guide was made here.
+        model_params: names of the model's own parameters.
     """
 
     program: Program
@@ -44,6 +46,8 @@ class GuideInference:
     guided: bool
     global_sites: frozenset[str] = frozenset()
     fixed: tuple[str, ...] = ()
+    automatic: bool = False
+    model_params: tuple[str, ...] = ()
 
     weights: ClassVar[Mapping[str, Tensor]] = MappingProxyType({})
 

@@ -20,8 +20,9 @@ from pyro_em.problem import Problem
 from pyro_em.svi.feed import batch_plates, check_guide_follows
 from pyro_em.svi.inference import GuideInference
 from pyro_em.svi.objective import Objective, choose_objective
+from pyro_em.svi.starts import draw_start
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "automatic_guide", "no_sites", "prepare"]
 
 Guide = Callable[..., Any]
 
@@ -44,18 +45,32 @@ class Prepared:
 
 
 def prepare(
-    problem: Problem, guide: Guide | None, elbo: ELBO | None, num_particles: int, batches: Batches | None
+    problem: Problem,
+    guide: Guide | None,
+    elbo: ELBO | None,
+    num_particles: int,
+    batches: Batches | None,
+    fixed: tuple[str, ...] = (),
 ) -> Prepared:
     """Run guide and model once to find their parameters, put the start in place, and choose the bound.
+
+    A restart first draws its initial values (see :func:`~pyro_em.svi.starts.draw_start`), and ``init`` goes on top.
 
     Raises:
         ModelError: latents that neither guide nor sum covers; a batch without a plate.
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
     first = Batch(problem.args, problem.kwargs, 0) if batches is None else next(batches.epoch())
-    chosen = guide if guide is not None else problem.first_run(lambda: _automatic_guide(problem, first, batches))
+    chosen = (
+        guide
+        if guide is not None
+        else problem.first_run(lambda: automatic_guide(problem.model, (first.args, first.kwargs), batches is not None))
+    )
     problem.first_run(lambda: _look(problem, chosen, first))
     problem.space.track()
+    if problem.attempt:
+        draw_start(problem.space, (problem.model, chosen), lambda: _look(problem, chosen, first), fixed)
+        problem.space.track()
     problem.start()
     problem.space.check_start()
     drawn, intervention, seen = _look(problem, chosen, first)
@@ -71,7 +86,7 @@ def prepare(
         check_guide_follows(chosen, first, plates)
     latents = [n for n, site in drawn.nodes.items() if is_latent(site)]
     shared = frozenset(n for n in latents if n in seen.trace.nodes and seen.data_plate_of(n) is None)
-    inference = GuideInference(program, chosen, problem.space, bool(latents), shared)
+    inference = GuideInference(program, chosen, problem.space, bool(latents), shared, fixed, guide is None, seen.params)
     return Prepared(bound, inference, plates, all(_is_inside(t, plates) for t in (drawn, seen.trace)))
 
 
@@ -91,11 +106,11 @@ def _nesting(trace: poutine.Trace) -> int:
     return max((-f.dim for f in frames if f.vectorized), default=0)
 
 
-def _automatic_guide(problem: Problem, first: Batch, batches: Batches | None) -> Guide:
+def automatic_guide(model: Guide, first: tuple[tuple[Any, ...], dict[str, Any]], in_batches: bool) -> Guide:
     """No sites where all latents are finite; a mean-field normal guide over the continuous ones."""
-    seen = survey(problem.model, first.args, first.kwargs, Intervention())
+    seen = survey(model, *first, Intervention())
     if not seen.others:
-        return _no_sites
+        return no_sites
     unbounded = [n for n in seen.others if getattr(seen.site(n)["fn"].support, "is_discrete", False)]
     if unbounded:
         raise ModelError(
@@ -103,14 +118,14 @@ def _automatic_guide(problem: Problem, first: Batch, batches: Batches | None) ->
             "Write a guide that samples them and pass it as SVI(guide)."
         )
     local = [n for n in seen.others if seen.data_plate_of(n) is not None]
-    if local and batches is not None:
+    if local and in_batches:
         raise ModelError(
             f"The latents {local} have one value per datum, and an automatic guide has no way to carry them from one "
             "minibatch to another. Write an amortised guide that computes them from the batch, and pass it as "
             "SVI(guide)."
         )
-    return AutoNormal(poutine.block(problem.model, expose=list(seen.others)))
+    return AutoNormal(poutine.block(model, expose=list(seen.others)))
 
 
-def _no_sites(*args: Any, **kwargs: Any) -> None:
+def no_sites(*args: Any, **kwargs: Any) -> None:
     """A guide for models whose latents are all summed out."""

@@ -70,6 +70,10 @@ class SVI:
         patience: steps without improvement of the smoothed objective before the run stops; ``None`` never stops early.
         num_particles: draws of the guide per step.
         fixed: names of parameters that stay as they start, to the bit.
+        restarts: number of starts, each run to its own end on its own random stream; the one with the best objective
+            over all data is kept, and all are in ``history``. After the first, weights of torch's layers are drawn anew
+            (``reset_parameters``), and so is what the model draws when it makes its parameters; other parameters are
+            moved by standard normal noise in unconstrained coordinates. Values given by ``init`` are kept.
 
     Raises:
         ValueError: a hyperparameter out of range.
@@ -86,10 +90,11 @@ class SVI:
     patience: int | None = 200
     num_particles: int = 1
     fixed: tuple[str, ...] = ()
+    restarts: int = 1
     _optim: OptimizerSpec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "patience", "num_particles"):
+        for name in ("max_epochs", "batch_size", "patience", "num_particles", "restarts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")
@@ -105,7 +110,7 @@ class SVI:
     def init(self, problem: Problem) -> SVIState:
         """Check model and guide, choose the bound, and put the start in place."""
         batches = open_batches(problem.args, problem.kwargs, self.batch_size)
-        prepared = prepare(problem, self.guide, self.elbo, self.num_particles, batches)
+        prepared = prepare(problem, self.guide, self.elbo, self.num_particles, batches, self.fixed)
         leaves = problem.space.free(self.fixed)
         if not leaves:
             raise ModelError(
@@ -116,7 +121,7 @@ class SVI:
             step=0,
             status=Status.RUNNING,
             objective=None,
-            inference=replace(prepared.inference, fixed=self.fixed),
+            inference=prepared.inference,
             bound=prepared.bound,
             optimizer=Optimizer(self._optim, leaves),
             leaves=tuple(leaves.values()),
