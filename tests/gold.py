@@ -20,6 +20,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
+from torch.testing import assert_close
 
 from pyro_em import FitResult
 
@@ -54,7 +55,9 @@ class Gold:
         assert found.keys() == self.params.keys()
         closest = min(self._relabelled(found, labels), key=self._distance)
         for name, value in self.params.items():
-            torch.testing.assert_close(closest[name], value, rtol=tol, atol=tol, msg=lambda text, n=name: f"{n}: {text}")
+            torch.testing.assert_close(
+                closest[name], value, rtol=tol, atol=tol, msg=lambda text, n=name: f"{n}: {text}"
+            )
 
     def _relabelled(self, found: Mapping[str, Tensor], labels: Mapping[str, int]) -> list[dict[str, Tensor]]:
         size = next((found[name].shape[dim] for name, dim in labels.items()), 1)

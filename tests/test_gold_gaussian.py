@@ -52,7 +52,11 @@ def test_gaussian_mixtures_end_where_mclust_does(name: str) -> None:
     model = partial(structures.model, num_components=K, structure=structure)
     assert num_params(model, x) == expected.num_params
     result = fit(model, x, strategy=strategy, seed=0, progress=False)
-    found = {"weights": result.params["weights"], "means": result.params["locs"], "covs": covariances(result, structure)}
+    found = {
+        "weights": result.params["weights"],
+        "means": result.params["locs"],
+        "covs": covariances(result, structure),
+    }
     expected.check(result, found, {"weights": 0, "means": 0, "covs": 0}, tol=1e-4)
 
 
