@@ -55,9 +55,7 @@ class Gold:
         assert found.keys() == self.params.keys()
         closest = min(self._relabelled(found, labels), key=self._distance)
         for name, value in self.params.items():
-            torch.testing.assert_close(
-                closest[name], value, rtol=tol, atol=tol, msg=lambda text, n=name: f"{n}: {text}"
-            )
+            assert_close(closest[name], value, rtol=tol, atol=tol, msg=lambda text, n=name: f"{n}: {text}")
 
     def _relabelled(self, found: Mapping[str, Tensor], labels: Mapping[str, int]) -> list[dict[str, Tensor]]:
         size = next((found[name].shape[dim] for name, dim in labels.items()), 1)
