@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_em.graph import Intervention, survey
 from pyro_em.graph.build import plates_of
+from pyro_em.graph.hidden import states_of
 from pyro_em.predict import is_constant
 from pyro_em.strategy import Inference
 
@@ -89,8 +90,10 @@ Dims = dict[int, str]
 
 def _dims(name: str, seen: Any) -> tuple[Dims, int]:
     """Plate names of a site by negative batch dimension, and its number of event dimensions."""
-    site = seen.nodes[name]
-    return {d: p.name for d, p in plates_of(site, site["fn"].batch_shape).items()}, site["fn"].event_dim
+    behind = next((n for n in seen.nodes if states_of(n) == name), None)  # states have an axis of time
+    site = seen.nodes[behind or name]
+    plates = {d: p.name for d, p in plates_of(site, site["fn"].batch_shape).items()}
+    return plates, 1 if behind else site["fn"].event_dim
 
 
 def _dataset(variables: Mapping[str, tuple[Tensor, tuple[Dims, int] | None]], lead: tuple[str, ...]) -> xr.Dataset:

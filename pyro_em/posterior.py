@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_em.chain_posterior import ChainPosterior, chain_posterior
 from pyro_em.graph import (
     Dim,
     Factor,
@@ -26,6 +27,7 @@ from pyro_em.graph import (
     maximise,
     sample,
 )
+from pyro_em.graph.hidden import states_of
 
 __all__ = ["ExactPosterior", "Joint", "as_distribution"]
 
@@ -59,8 +61,8 @@ class ExactPosterior:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of all latents."""
-        return (*self.graph.variables, *self.estimates)
+        """Names of all latents; the states behind a ``DiscreteHMM`` site go by ``site.states``."""
+        return (*self.graph.variables, *map(states_of, self.graph.hidden), *self.estimates)
 
     def __getitem__(self, name: str) -> dist.TorchDistribution:
         """The marginal posterior of a site, in the plate shape the site has in the model.
@@ -74,7 +76,21 @@ class ExactPosterior:
         if name in self.estimates:
             value = self.estimates[name]
             return dist.Delta(value).to_event(value.dim())
+        if name in map(states_of, self.graph.hidden):
+            return dist.Categorical(probs=self.chain(name).smoothed)
         return as_distribution(self.marginal(name), self.graph.layout[name].fn)
+
+    def chain(self, name: str) -> ChainPosterior:
+        """All times of the chain that a latent belongs to: smoothed, filtered and predicted probabilities.
+
+        Args:
+            name: a latent at any time, such as ``"z_0"``; ``"site.states"`` for a ``DiscreteHMM``.
+
+        Raises:
+            KeyError: no latent of that name.
+            ValueError: it is not part of a chain.
+        """
+        return chain_posterior(self.graph, name)
 
     def joint(self, *names: str) -> Joint:
         """The joint posterior of latents whose plates are nested, neighbours or not; exact.
@@ -105,14 +121,16 @@ class ExactPosterior:
         """The most probable joint assignment of all latents (Viterbi, for a chain), values in the model's shapes."""
         states = maximise(self.graph)
         found = {name: self.graph.layout[name].values(states[name]) for name in self.graph.variables}
-        return {**found, **self.estimates}
+        paths = {states_of(n): h.chain().best() for n, h in self.graph.hidden.items()}
+        return {**found, **paths, **self.estimates}
 
     def sample(self, num_samples: int = 1) -> dict[str, Tensor]:
         """Joint draws: by site, values of shape (num_samples, *the site's shape in the model)."""
-        return self.sample_with_log_prob(num_samples)[0]
+        paths = {states_of(n): h.chain().draw(num_samples) for n, h in self.graph.hidden.items()}
+        return {**self.sample_with_log_prob(num_samples)[0], **paths}
 
     def sample_with_log_prob(self, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Joint draws and, by enumerated site, log-probabilities whose sum over sites is that of the joint draw."""
+        """Joint draws of the model's own latents and, by enumerated site, log-probabilities that add up to theirs."""
         states, log_probs = sample(self.graph, num_samples)
         layout = self.graph.layout
         values = {n: layout[n].values(states[n]) for n in self.graph.variables}

@@ -14,6 +14,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_em.graph.hidden import emitted, states_of
 from pyro_em.graph.trace import is_subsample
 from pyro_em.posterior import ExactPosterior
 from pyro_em.strategy import Inference
@@ -68,6 +69,8 @@ class _Redraw(Messenger):
             return
         if msg["name"] in self.latents:
             msg["value"], msg["done"] = self.latents[msg["name"]], True
+        elif states_of(msg["name"]) in self.latents:
+            msg["value"], msg["done"] = emitted(msg["fn"], self.latents[states_of(msg["name"])]), True
         elif msg["is_observed"] and not is_constant(msg):
             msg["is_observed"], msg["value"] = False, None
 

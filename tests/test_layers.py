@@ -21,7 +21,7 @@ LAYERS = (
     ("__init__",),
     ("fit", "restarts", "compare", "result", "save", "show"),
     ("em", "svi"),
-    ("posterior", "guide_posterior", "predict", "diagnostics", "export"),
+    ("posterior", "chain_posterior", "guide_posterior", "predict", "diagnostics", "export"),
     ("compiled",),
     ("probing",),
     ("graph", "families"),

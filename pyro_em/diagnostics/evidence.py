@@ -71,9 +71,10 @@ class Fitted:
     def entropy(self) -> float:
         """Of the posterior over finite latents, nats: -E[log p(z | x)], never negative."""
         with torch.no_grad():
-            graph = self.graph()
+            graph = self.graph().evaluated()
         cliques = clique_posteriors(graph)
-        return max(cliques.log_evidence - float(expected_log_joint(graph, cliques.weights)), 0.0)
+        hidden = sum(h.chain().entropy(h.weights(graph.weights)) for h in graph.hidden.values())
+        return max(cliques.log_evidence - float(expected_log_joint(graph, cliques.weights)), 0.0) + hidden
 
     def leaves(self) -> dict[str, Leaf]:
         """The model's parameters that moved, each tensor once: not those of the guide, nor fixed ones."""

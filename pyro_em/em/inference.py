@@ -50,7 +50,7 @@ class ExactInference:
         """The exact posterior given the model's arguments."""
         intervention = Intervention()
         with torch.no_grad():
-            graph = self.graph(args, kwargs, intervention)
+            graph = self.graph(args, kwargs, intervention).evaluated()
         intervention.refuse_partial()
         return ExactPosterior(graph, self.latents())
 

@@ -2,7 +2,7 @@
 
 from pyro_em.graph.barren import informed_weights
 from pyro_em.graph.build import build_graph
-from pyro_em.graph.chain import alike
+from pyro_em.graph.chain import alike, split
 from pyro_em.graph.eliminate import (
     Cliques,
     Term,
@@ -42,6 +42,7 @@ __all__ = [
     "log_evidence_terms",
     "maximise",
     "sample",
+    "split",
     "survey",
     "weighted",
 ]

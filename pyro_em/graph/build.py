@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
 from pyro import poutine
@@ -12,8 +14,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.density import log_prob, with_true_zeros
-from pyro_em.graph.factor import Factor, FactorGraph, Layout, Plate, Prior, Variable
+from pyro_em.graph.density import log_prob, with_true_zeros, without_missing
+from pyro_em.graph.factor import Factor, FactorGraph, HiddenSite, Layout, Plate, Prior, Variable
+from pyro_em.graph.hidden import hidden_of, is_hidden
 from pyro_em.graph.trace import Site, is_random
 
 __all__ = [
@@ -49,7 +52,19 @@ def graph_of(found: Structure, priors: frozenset[str]) -> FactorGraph:
     factors = tuple(_factor(n, s, found) for n, s in found.sites.items() if n not in priors)
     weights = datum_weights({n: s for n, s in found.sites.items() if n not in priors})
     known = {n: _prior(n, found.sites[n]) for n in priors}
-    return FactorGraph(factors, known, found.variables, found.layout, weights)
+    return FactorGraph(factors, known, found.variables, found.layout, weights, _hidden(found))
+
+
+def _hidden(found: Structure) -> dict[str, HiddenSite]:
+    """Sites with a chain behind them whose batch is that of their plates."""
+    chains = {}
+    for name, site in found.sites.items():
+        if site["is_observed"] and is_hidden(site["fn"]):
+            shape = broadcast(site["fn"].batch_shape, site["value"].shape[: -site["fn"].event_dim])
+            plates = tuple(plates_of(site, shape).values())
+            if prod(p.size for p in plates) == prod(shape):
+                chains[name] = HiddenSite(plates, partial(hidden_of, site["fn"], without_missing(site)))
+    return chains
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_em.chains import forward, sample, viterbi
 from pyro_em.graph.factor import Factor, FactorGraph, Plate, Variable
 from pyro_em.graph.frames import Frames, Seat, find_frames
-from pyro_em.graph.wiring import Place, Wiring, wire
+from pyro_em.graph.wiring import Place, Wired, Wiring, wire
 
 __all__ = ["Chain", "alike", "components", "split"]
 
@@ -41,9 +41,13 @@ class Chain:
         """Log-density of each row, over the plates of the chain; differentiable once in the graph's tables."""
         return self.wiring.log_evidence(self._potentials(graph)).reshape([p.size for p in self.frames.plates])
 
+    def tables(self, graph: FactorGraph) -> Wired:
+        """Its tables, and the potentials of its hubs."""
+        return self.wiring.tables(self._potentials(graph))
+
     def maximise(self, graph: FactorGraph) -> dict[str, Tensor]:
         """The most probable states, by variable, over its plates."""
-        wired = self.wiring.tables(self._potentials(graph))
+        wired = self.tables(graph)
         paths, best = viterbi(wired.tables)
         by_hub = best.reshape(self.frames.num_hubs, -1) + wired.hub
         hub = by_hub.argmax(0)
@@ -51,7 +55,7 @@ class Chain:
 
     def sample(self, graph: FactorGraph, samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Joint draws by variable, (samples, *plates), and log-probabilities that add up to those of the draws."""
-        wired = self.wiring.tables(self._potentials(graph))
+        wired = self.tables(graph)
         filtered = forward(wired.tables)
         by_hub = filtered.log_evidence.reshape(self.frames.num_hubs, -1) + wired.hub
         noise = -torch.empty(samples, *by_hub.shape, dtype=torch.float64).exponential_().log()

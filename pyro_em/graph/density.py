@@ -20,7 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.hidden import hidden_of
+from pyro_em.graph.hidden import hidden_of, is_hidden
 
 __all__ = ["log_prob", "with_true_zeros", "without_missing"]
 
@@ -32,9 +32,8 @@ def log_prob(site: dict[str, Any]) -> Tensor:
         ModelError: a NaN entry that no mask hides.
     """
     value = without_missing(site)
-    hidden = hidden_of(site["fn"], value)
-    if hidden is not None:  # Pyro's own takes K^3 for each time, and its gradient vanishes where factors disagree
-        return hidden.log_prob()
+    if is_hidden(site["fn"]):  # Pyro's own takes K^3 for each time, and its gradient vanishes where factors disagree
+        return hidden_of(site["fn"], value).log_prob()
     return with_true_zeros(site["fn"]).log_prob(value, *site["args"], **site["kwargs"])
 
 

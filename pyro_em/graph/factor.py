@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_em.graph.hidden import Hidden
 
 __all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Prior", "Variable"]
 
@@ -59,6 +62,22 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class HiddenSite:
+    """A site with a chain of its own, over ``plates``; ``chain`` evaluates its potentials."""
+
+    plates: tuple[Plate, ...]
+    chain: Callable[[], Hidden]
+
+    def weights(self, by_plate: Mapping[str, Tensor]) -> Tensor:
+        """How often each row of the chain counts, shape (R,)."""
+        total = torch.ones([p.size for p in self.plates], dtype=torch.float64)
+        for i, plate in enumerate(self.plates):
+            if plate.name in by_plate:
+                total = total * by_plate[plate.name].reshape([-1 if i == j else 1 for j in range(total.dim())])
+        return total.reshape(-1)
+
+
+@dataclass(frozen=True)
 class FactorGraph:
     """Factors, and what is needed to hand results back in the model's own shapes.
 
@@ -68,6 +87,7 @@ class FactorGraph:
         variables: by site name.
         layout: for each variable, how its values look in the model.
         weights: by plate, how often each of its elements counts; a weight of two is an element that is there twice.
+        hidden: ``DiscreteHMM`` sites, whose chains are summed out within the site's own table.
     """
 
     factors: tuple[Factor, ...]
@@ -75,6 +95,7 @@ class FactorGraph:
     variables: dict[str, Variable]
     layout: dict[str, Layout]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Mapping[str, HiddenSite] = field(default_factory=dict)
 
     @property
     def tables(self) -> list[Tensor]:
@@ -90,6 +111,11 @@ class FactorGraph:
         """The same graph with further factors at the end."""
         return replace(self, factors=self.factors + extra)
 
+    def evaluated(self) -> FactorGraph:
+        """The same graph with hidden chains evaluated: parameters that they still refer to are about to move."""
+        found = {n: replace(h, chain=partial(_identity, h.chain())) for n, h in self.hidden.items()}
+        return replace(self, hidden=found)
+
     def only(self, positions: Iterable[int]) -> FactorGraph:
         """The same graph with the factors at these positions alone."""
         return replace(self, factors=tuple(self.factors[i] for i in positions))
@@ -101,6 +127,10 @@ class FactorGraph:
     def log_prior(self) -> Tensor:
         """Total log-density of the point-estimated latents, in nats."""
         return torch.stack([*(p.log_prob for p in self.priors.values()), torch.zeros((), dtype=torch.float64)]).sum()
+
+
+def _identity(chain: Hidden) -> Hidden:
+    return chain
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
-from pyro_em.chains import ChainTables, log_evidence
+from pyro_em.chains import ChainTables, backward, forward, log_evidence, sample, viterbi
 
-__all__ = ["Hidden", "hidden_of", "states_of"]
+__all__ = ["Hidden", "emitted", "hidden_of", "is_hidden", "states_of", "unmasked"]
 
 
 def states_of(site: str) -> str:
@@ -29,7 +29,7 @@ def states_of(site: str) -> str:
     return f"{site}.states"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hidden:
     """The log-potentials of a ``DiscreteHMM`` and its data.
 
@@ -70,15 +70,43 @@ class Hidden:
         value = log_evidence(t.emission, t.transition, t.which, t.lengths).reshape(self.batch)
         return value if self.mask is None else torch.where(self.mask, value, 0.0)
 
+    def entropy(self, weights: Tensor) -> float:
+        """Entropy of the paths given the data, total nats; ``weights`` (R,) says how often each row counts."""
+        t = self.tables
+        filtered = forward(t)
+        found = backward(filtered, weights)
+        pairs = [(found.marginal, t.emission), (found.pairwise, t.transition)]
+        energy = sum(float((p * torch.where(p > 0, table, 0.0)).sum()) for p, table in pairs)
+        return float(filtered.log_evidence @ weights) - energy
 
-def hidden_of(fn: Any, value: Tensor) -> Hidden | None:
-    """The chain behind a distribution and its data, if it is a ``DiscreteHMM``, masked or not."""
+    def best(self) -> Tensor:
+        """The most probable states behind the data (Viterbi), shape (*batch, T)."""
+        return viterbi(self.tables)[0][:, 1:].reshape(*self.batch, -1)
+
+    def draw(self, samples: int) -> Tensor:
+        """Joint draws of the states behind the data, shape (samples, *batch, T)."""
+        rows, frames, _ = self.tables.emission.shape
+        uniforms = torch.rand(samples, rows, frames, dtype=torch.float64)
+        return sample(forward(self.tables), uniforms)[..., 1:].reshape(samples, *self.batch, -1)
+
+
+def unmasked(fn: Any) -> tuple[Any, Any]:
+    """A distribution without its masks, and these together."""
     mask: Any = None
     while isinstance(fn, MaskedDistribution):
         mask = fn._mask if mask is None else fn._mask & mask
         fn = fn.base_dist
-    if not isinstance(fn, dist.DiscreteHMM):
-        return None
+    return fn, mask
+
+
+def is_hidden(fn: Any) -> bool:
+    """Whether a distribution is a ``DiscreteHMM``, masked or not."""
+    return isinstance(unmasked(fn)[0], dist.DiscreteHMM)
+
+
+def hidden_of(fn: Any, value: Tensor) -> Hidden:
+    """The chain behind a ``DiscreteHMM`` and its data."""
+    fn, mask = unmasked(fn)
     observation = fn.observation_dist
     density = observation.log_prob(value.unsqueeze(-1 - observation.event_dim))
     density = density if density.dim() > 1 else density.unsqueeze(0)
@@ -86,3 +114,11 @@ def hidden_of(fn: Any, value: Tensor) -> Hidden | None:
     density = density.expand(*density.shape[:-2], max(density.shape[-2], transition.shape[-3]), density.shape[-1])
     batch = torch.broadcast_shapes(fn.batch_shape, density.shape[:-2])
     return Hidden(fn.initial_logits, transition, density, batch, mask)
+
+
+def emitted(fn: Any, states: Tensor) -> Tensor:
+    """New data of a ``DiscreteHMM`` from the states behind them, (*batch, T): shape (*batch, T, *event)."""
+    observation = unmasked(fn)[0].observation_dist
+    each = observation.expand([*states.shape, observation.batch_shape[-1]]).sample()
+    index = states.reshape(*states.shape, 1, *[1] * observation.event_dim)
+    return each.gather(states.dim(), index.expand(*states.shape, 1, *observation.event_shape)).squeeze(states.dim())

@@ -12,30 +12,24 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_em.graph.build import Structure, plates_of, variable_dims
 from pyro_em.graph.factor import Plate, Variable
 from pyro_em.graph.frames import Frames, Seat
-from pyro_em.graph.hidden import states_of
+from pyro_em.graph.hidden import states_of, unmasked
 from pyro_em.graph.trace import Site
 from pyro_em.probing.apart import read, take_apart
 from pyro_em.probing.sites import SiteParts, Stack
 from pyro_em.probing.stacks import in_order
 
-__all__ = ["hidden_parts", "is_hidden"]
-
-
-def is_hidden(site: Site) -> bool:
-    """Whether a site is observed through a ``DiscreteHMM``."""
-    return isinstance(_core(site["fn"])[0], dist.DiscreteHMM)
+__all__ = ["hidden_parts"]
 
 
 def hidden_parts(name: str, site: Site, found: Structure) -> dict[str, SiteParts | str]:
     """The three stacks by name; or, under the site's own name, why there are none."""
-    fn, mask = _core(site["fn"])
+    fn, mask = unmasked(site["fn"])
     if any(-dim <= len(fn.batch_shape) and fn.batch_shape[dim] > 1 for dim in variable_dims(site, found)):
         return {name: "its DiscreteHMM depends on a latent"}
     if site["mask"] is not None and site["mask"] is not True:
@@ -85,15 +79,6 @@ def hidden_parts(name: str, site: Site, found: Structure) -> dict[str, SiteParts
     }
     reasons = [p for p in found_parts.values() if isinstance(p, str)]
     return {name: reasons[0]} if reasons else found_parts
-
-
-def _core(fn: Any) -> tuple[Any, Any]:
-    """The distribution without masks, and the masks together."""
-    mask: Any = None
-    while isinstance(fn, MaskedDistribution):
-        mask = fn._mask if mask is None else fn._mask & mask
-        fn = fn.base_dist
-    return fn, mask
 
 
 @lru_cache(maxsize=16)

@@ -17,12 +17,13 @@ from torch.distributions import constraints
 from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import Structure, site_log_prob, structure
+from pyro_em.graph.hidden import is_hidden
 from pyro_em.params import ParamSpace
 from pyro_em.probing.affine import affine
 from pyro_em.probing.apart import read
 from pyro_em.probing.branches import Branches
 from pyro_em.probing.coordinates import Coordinates, distinct_values
-from pyro_em.probing.hidden import hidden_parts, is_hidden
+from pyro_em.probing.hidden import hidden_parts
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route, Selected, values_of
 from pyro_em.probing.sites import SiteParts, as_independent
@@ -168,7 +169,7 @@ def _run(
                 trace = program.trace(*data, intervention)
             found = structure(trace, program.ignored)
         sites = {name: site for name, site in found.sites.items() if name not in latents}
-        hidden = {name: site for name, site in sites.items() if is_hidden(site)}
+        hidden = {name: site for name, site in sites.items() if is_hidden(site["fn"])}
         raws = {name: read(name, site, found) for name, site in sites.items() if name not in hidden}
         piles = find_piles(raws) if piles is None else piles
         parts = {name: apart(raws, pile, name) for name, pile in piles.items()}

@@ -82,7 +82,7 @@ class GuideInference:
     def _exact(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExactPosterior:
         intervention = Intervention()
         with torch.no_grad():
-            graph = self.graph(args, kwargs, intervention)
+            graph = self.graph(args, kwargs, intervention).evaluated()
         intervention.refuse_partial()
         return ExactPosterior(graph, {})
 
@@ -116,5 +116,5 @@ class GuideInference:
         """Run as a guide: the guide's own sites, then draws of the rest given them."""
         _, intervention = draw_guide(self.guide, args, kwargs, {})
         with torch.no_grad(), poutine.block():
-            rest = ExactPosterior(self.program.graph(args, kwargs, intervention), {})
+            rest = ExactPosterior(self.program.graph(args, kwargs, intervention).evaluated(), {})
         emit(rest)
