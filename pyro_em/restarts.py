@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_em.errors import DegenerateError
+from pyro_em.errors import DegenerateError, StartError
 from pyro_em.problem import Problem
 from pyro_em.strategy import StepInfo, Strategy
 
@@ -85,7 +85,9 @@ def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) ->
         try:
             state = _once(problem, strategy, loop, attempt, SHORT, rows)
             evaluation = strategy.evaluate(problem, state)
-        except DegenerateError as error:
+        except (DegenerateError, StartError) as error:
+            if attempt == 0 and isinstance(error, StartError):
+                raise  # these are the user's own values
             last_error = error
             continue
         if evaluation.objective > best.objective:
