@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_em.errors import DegenerateError
+from pyro_em.errors import DegenerateError, StartError
 from pyro_em.problem import Problem
 from pyro_em.strategy import StepInfo, Strategy
 
@@ -86,12 +86,14 @@ def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) ->
     short = getattr(strategy, "short_run", None)
     rows: list[StepInfo] = []
     best: _Best | None = None
-    last_error: DegenerateError | None = None
+    last_error: DegenerateError | StartError | None = None
     for attempt in range(restarts):
         try:
             state = _once(problem, strategy, loop, attempt, short, rows)
             objective = strategy.evaluate(problem, state).objective
-        except DegenerateError as error:
+        except (DegenerateError, StartError) as error:
+            if attempt == 0 and isinstance(error, StartError):
+                raise  # these are the user's own values
             last_error = error
             continue
         if best is None or math.isnan(best.objective) or objective > best.objective:

@@ -70,7 +70,8 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
         weights[name] = weight * weights.get(name, 1.0)
     _check_weights(probed, weights)
     model = tensor_model(known, coordinates, scales, weights, by_element)
-    priors = {n: Prior(n, nodes[n]) for n, params in probed.priors.items() if counts_priors and not params}
+    known_priors = [n for n, params in probed.priors.items() if counts_priors and not params]
+    priors = {n: Prior(n, nodes[n]) for n in known_priors if nodes[n]["mask"] is not False}
     frozen = {*fixed, *gradient}
     elements = [s for s in known if s.name in by_element]
     regressions = _regressions(elements, model, coordinates, priors, frozen)

@@ -7,13 +7,13 @@ objective (Dempster, Laird & Rubin 1977, theorem 1), and one that does is undone
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import pyro
-import torch
 
 from pyro_em.data import open_batches
 from pyro_em.em.batched import Stream, open_stream
@@ -160,11 +160,8 @@ class EM:
             stochastic=prepared.stochastic,
             itself=itself,
         )
-        if not torch.isfinite(torch.tensor(state.objective)):
-            raise StartError(
-                f"The objective at the start is {state.objective}. No step can improve on it: check the data for "
-                "values outside the support, and give init= values under which every datum is possible."
-            )
+        if not math.isfinite(state.objective):
+            raise _no_start(state.objective)
         return state if engine.has_free else replace(state, status=Status.CONVERGED)
 
     def step(self, problem: Problem, state: EMState) -> tuple[EMState, StepInfo]:
@@ -268,3 +265,16 @@ class EM:
             return replace(new, gains=())
         old.engine.move(before)
         return replace(old, step=new.step, status=Status.DECREASED)
+
+
+def _no_start(objective: float) -> StartError:
+    if objective == math.inf:
+        return StartError(
+            "The objective at the start is inf: the density of a prior is unbounded there (a concentration below 1, at "
+            "the edge of its support), so that there is no maximum to climb to. Give the priors concentrations of at "
+            "least 1, or leave them out with EM(priors=False)."
+        )
+    return StartError(
+        f"The objective at the start is {objective}. No step can improve on it: check the data for values outside the "
+        "support, and give init= values under which every datum is possible."
+    )

@@ -1,0 +1,118 @@
+"""Models with chains: the stacked forward-backward against elimination, brute force and Pyro, in every structure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from chain_models import LENGTHS, MODELS, N, T
+from oracle import brute_force, pyro_evidence
+from torch import Tensor
+
+import pyro_em.graph.chain
+import pyro_em.probing.stacks
+from pyro_em import EM, FitResult, GradientMStep, fit
+from pyro_em.graph import clique_posteriors, maximise, split
+
+every_model = pytest.mark.parametrize("name", MODELS)
+SHORT = 4  # frames of a chain whose joint states can be counted
+
+
+def run(name: str, *args: Any, **options: Any) -> FitResult:
+    model, data = MODELS[name]
+    return fit(model, *(args or data), strategy=EM(**{"max_steps": 0, **options}), progress=False)
+
+
+@contextmanager
+def without_chains(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Elimination one latent after the other, as for any other structure."""
+    with monkeypatch.context() as patch:
+        for module in (pyro_em.graph.chain, pyro_em.probing.stacks):
+            patch.setattr(module, "find_frames", lambda scopes: None)
+        pyro_em.graph.chain._split.cache_clear()
+        yield
+    pyro_em.graph.chain._split.cache_clear()
+
+
+def short(name: str) -> tuple[Tensor, ...]:
+    """The first rows and times of a model's data."""
+    _, data = MODELS[name]
+    if name in ("per_time", "coupled", "uneven"):
+        pytest.skip("its parameters know the length of the series")
+    if name == "ragged":
+        return data[0][:3, :SHORT], LENGTHS[1:]
+    return tuple(x[:2, :SHORT] if x.dim() > 1 and x.shape[1] == T else x[:SHORT] for x in data)
+
+
+@every_model
+def test_it_is_a_chain(name: str) -> None:
+    """All latents in frames, all sites in a few stacks."""
+    result = run(name)
+    chains, rest = split(result.posterior().graph)
+    assert len(chains) == 1 and rest == ()
+    assert len(result.explain()) <= 10
+
+
+@every_model
+def test_steps_are_those_of_elimination(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stacked = run(name, max_steps=3, tol=0, on_degenerate="floor")
+    with without_chains(monkeypatch):
+        stepwise = run(name, max_steps=3, tol=0, on_degenerate="floor")
+    assert stacked.log_evidence == pytest.approx(stepwise.log_evidence, abs=1e-10)
+    torch.testing.assert_close(stacked.history.objective.tolist(), stepwise.history.objective.tolist(), rtol=1e-12, atol=0)
+    for param, value in stepwise.params.items():
+        torch.testing.assert_close(stacked.params[param], value, rtol=0, atol=1e-10)
+
+
+@every_model
+def test_posteriors_are_those_of_elimination(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = run(name).posterior().graph
+    found, best = clique_posteriors(graph), maximise(graph)
+    with without_chains(monkeypatch):
+        expected, same = clique_posteriors(graph), maximise(graph)
+    assert found.log_evidence == pytest.approx(expected.log_evidence, abs=1e-10)
+    for one, other in zip(found.weights, expected.weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert best.keys() == same.keys() and all(torch.equal(best[n], same[n]) for n in best)
+
+
+@every_model
+def test_brute_force(name: str) -> None:
+    """Evidence, marginals, neighbours and the joint maximum of a chain so short that its states can be counted."""
+    args = short(name)
+    model, _ = MODELS[name]
+    result = run(name, *args)
+    given = {n: v for n, v in result.posterior().estimates.items()}
+    with pyro.get_param_store().scope():
+        oracle = brute_force(model, args, given=given, priors=False)
+    post = result.posterior()
+    assert post.log_evidence == pytest.approx(oracle.log_evidence, abs=1e-10)
+    for site in post.graph.variables:
+        torch.testing.assert_close(post.marginal(site), oracle.marginal(site), rtol=0, atol=1e-10)
+
+
+@every_model
+def test_evidence_is_that_of_pyro(name: str) -> None:
+    model, data = MODELS[name]
+    result = run(name)
+    if name in ("ragged", "uneven"):
+        pytest.skip("Pyro counts masked latents as uniform weights of one")
+    given = {n: v for n, v in result.posterior().estimates.items()}
+    with pyro.get_param_store().scope():
+        expected = pyro_evidence(model, data, {}, given)
+    assert result.objective == pytest.approx(expected, abs=1e-9)
+
+
+@every_model
+def test_the_objective_never_falls(name: str) -> None:
+    history = run(name, max_steps=15, tol=0, on_degenerate="floor").history.objective
+    assert (history.diff().dropna() >= -1e-9 * history.abs().max()).all()
+
+
+@every_model
+def test_a_step_is_that_of_the_traced_gradient(name: str) -> None:
+    """Closed forms against L-BFGS on runs of the program."""
+    closed, traced = run(name, max_steps=1), run(name, max_steps=1, m_step=GradientMStep())
+    assert traced.objective == pytest.approx(closed.objective, abs=1e-6)
