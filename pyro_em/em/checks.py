@@ -65,7 +65,7 @@ def prepare(problem: Problem) -> Prepared:
         ModelError: a latent that EM cannot treat, or a model with nothing to do.
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
-    intervention = Intervention()
+    intervention = Intervention(any_state=True)
     data = whole(problem.args, problem.kwargs)
     seen, head = _first_look(problem, data, intervention)
     for name in seen.others:
@@ -78,6 +78,7 @@ def prepare(problem: Problem) -> Prepared:
             "The model has no latent to sum out and no parameter to maximise over. Declare parameters with pyro.param, "
             "or latents with pyro.sample without obs=."
         )
+    drawn_at = problem.space.snapshot()
     problem.start()
     problem.space.check_start()
     program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
@@ -87,12 +88,17 @@ def prepare(problem: Problem) -> Prepared:
         look.given = problem.space.latents()
         found = structure(program.trace(*head, look), program.ignored)
         graph = graph_of(found, program.priors)
-    program.verify(graph, *head, look)
+    program.verify(graph, *head, look, None if seen.others or _moved(problem, drawn_at) else seen)
     weights: dict[str, Tensor] = {}
     if problem.weights is not None:
         sizes = _plate_sizes(program, data, intervention, graph, head)
         weights = plate_weights(problem.weights, seen, sizes)
     return Prepared(data, head, inference, intervention, bool(seen.subsampled), found, graph, weights, seen)
+
+
+def _moved(problem: Problem, before: dict[str, Tensor]) -> bool:
+    """Whether parameters have changed."""
+    return any(not torch.equal(before[n], leaf.unconstrained) for n, leaf in problem.space.leaves().items())
 
 
 def _plate_sizes(
@@ -116,7 +122,7 @@ def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -
     if head is not None:
         state = get_rng_state()
         try:
-            seen = survey(problem.model, head.args, head.kwargs, Intervention())
+            seen = survey(problem.model, head.args, head.kwargs, Intervention(any_state=True))
         except Exception:  # the model knows its size; the run on all data says what is wrong, if anything
             seen = None
         problem.space.forget()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro.poutine as poutine
+import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -62,6 +63,7 @@ class Intervention(Messenger):
         partial: plates whose indices were drawn at random and leave data out, with how many they show of how many.
         scales: for plates of a minibatch, the factor by which sites inside are scaled to the full data.
         enumerate_all: mark every latent with finite support, whatever the model's own ``infer`` says.
+        any_state: draw latents with finite support from all of their states alike, the improbable ones too.
     """
 
     given: Mapping[str, Tensor] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Intervention(Messenger):
     subsample: dict[str, Tensor] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     enumerate_all: bool = False
+    any_state: bool = False
     partial: dict[str, tuple[int, int]] = field(default_factory=dict)
     reached: str = ""
 
@@ -88,6 +91,8 @@ class Intervention(Messenger):
             msg["infer"] = {**msg["infer"], "_is_summed": True}
             if self.enumerate_all:
                 msg["infer"].update(enumerate="parallel", expand=False, num_samples=None)
+            elif self.any_state and (drawn := _any_state(msg["fn"])) is not None:
+                msg["value"], msg["done"] = drawn, True
 
     def _repeat_subsample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -114,6 +119,16 @@ class Intervention(Messenger):
                 "rows nobody chose. Make subsample_size an argument of the model and ask again with all data, or pass "
                 "the rows as subsample=."
             )
+
+
+def _any_state(fn: Any) -> Tensor | None:
+    """A value of each element, its states drawn alike; ``None`` where elements differ in their support."""
+    try:
+        support = fn.enumerate_support(expand=False)
+    except NotImplementedError:  # the enumerated run says what is wrong
+        return None
+    states = support.reshape(-1, *fn.event_shape)
+    return states[torch.randint(len(states), fn.batch_shape)]
 
 
 class _Give(Messenger):
