@@ -18,7 +18,8 @@ from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
 from pyro_em.graph.build import Structure, graph_of, plates_of, structure
-from pyro_em.graph.guard import TableGuard
+from pyro_em.graph.guard import JointStates, JointStatesError, TableGuard
+from pyro_em.graph.plan import MAX_TABLE
 from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
 
@@ -30,6 +31,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 LARGE = 20_000  # rows; of more than these, structure is read off and checked on the first few
 LARGE_TABLE = 2**20  # numbers in the data, likewise
 HEAD = 512
+LONG = 50  # latents, beyond which it takes time to look at each operation of a run
+CERTAIN = MAX_TABLE // 256  # numbers at the sites; operations between them make tables of a few times as many
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,37 @@ def prepare(problem: Problem) -> Prepared:
     program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
     inference = ExactInference(program, problem.space)
     look = intervention if head is data else Intervention()
-    with torch.no_grad(), TableGuard():
+    with torch.no_grad():
         look.given = problem.space.latents()
-        found = structure(program.trace(*head, look), program.ignored)
-        graph = graph_of(found, program.priors)
+        found, graph = _enumerated(program, head, look, seen)
     program.verify(graph, *head, look, None if seen.others or _moved(problem, drawn_at) else seen)
     weights: dict[str, Tensor] = {}
     if problem.weights is not None:
         sizes = _plate_sizes(program, data, intervention, graph, head)
         weights = plate_weights(problem.weights, seen, sizes)
     return Prepared(data, head, inference, intervention, bool(seen.subsampled), found, graph, weights, seen)
+
+
+def _enumerated(program: Program, head: Arguments, look: Intervention, seen: Survey) -> tuple[Structure, FactorGraph]:
+    """The first enumerated run, none of whose tables may be too large.
+
+    Of a long loop, whose latents take turns at a few dimensions, few joint states already show that none is.
+    """
+
+    def run() -> tuple[Structure, FactorGraph]:
+        found = structure(program.trace(*head, look), program.ignored)
+        return found, graph_of(found, program.priors)
+
+    if len(seen.enumerated) > LONG:
+        look.joint = JointStates(CERTAIN / seen.widest)
+        try:
+            return run()
+        except JointStatesError:
+            pass
+        finally:
+            look.joint = None
+    with TableGuard():
+        return run()
 
 
 def _moved(problem: Problem, before: dict[str, Tensor]) -> bool:
