@@ -159,13 +159,17 @@ def little_memory():
 
 
 @BOTH
-@pytest.mark.parametrize(("num", "states"), [(10, 30), (6, 200)])
+@pytest.mark.parametrize(("num", "states", "before"), [(10, 30, 0), (6, 200, 0), (6, 200, 60)])
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to limit memory")
-def test_a_table_too_large_is_refused_before_it_is_made(num, states, strategy, little_memory):
-    """All latents meet in one density, which the model itself would broadcast to one entry per joint state."""
+def test_a_table_too_large_is_refused_before_it_is_made(num, states, before, strategy, little_memory):
+    """All latents meet in one density, which the model itself would broadcast to one entry per joint state; after a
+    loop that is long, and harmless.
+    """
 
     def model(x):
         p = pyro.param("p", torch.full((states,), 1 / states), constraint=dist.constraints.simplex)
+        for t in pyro.markov(range(before)):
+            pyro.sample(f"loop_{t}", dist.Categorical(p))
         total = 0.0
         for i in range(num):
             total = total + pyro.sample(f"z_{i}", dist.Categorical(p))
@@ -262,6 +266,18 @@ def test_control_flow_that_survives_enumeration(blur, strategy):
     for seed in range(4):
         with refused(ModelError, "'x'.*must broadcast"):
             fit(model, X, strategy=strategy, progress=False, seed=seed)
+
+
+def test_control_flow_on_a_state_that_is_hardly_ever_drawn():
+    """In a long loop, one run stands for all states of all latents."""
+
+    def model(x):
+        weights = pyro.param("weights", torch.tensor([1e-12, 1 - 1e-12]), constraint=dist.constraints.simplex)
+        for t in pyro.markov(range(60)):
+            z = pyro.sample(f"z_{t}", dist.Categorical(weights))
+            pyro.sample(f"x_{t}", dist.Normal(2.0 if (z == 1).any() else -1.0, 1.0), obs=x[0])
+
+    refuse(model, r"'x_\d+' has another log-probability")
 
 
 @BOTH

@@ -18,7 +18,8 @@ from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
 from pyro_em.graph.build import Structure, graph_of, plates_of, structure
-from pyro_em.graph.guard import TableGuard
+from pyro_em.graph.guard import JointStates, JointStatesError, TableGuard
+from pyro_em.graph.plan import MAX_TABLE
 from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
 
@@ -30,6 +31,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 LARGE = 20_000  # rows; of more than these, structure is read off and checked on the first few
 LARGE_TABLE = 2**20  # numbers in the data, likewise
 HEAD = 512
+LONG = 50  # latents, beyond which it takes time to look at each operation of a run
+CERTAIN = MAX_TABLE // 256  # numbers at the sites; operations between them make tables of a few times as many
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def prepare(problem: Problem) -> Prepared:
         ModelError: a latent that EM cannot treat, or a model with nothing to do.
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
-    intervention = Intervention()
+    intervention = Intervention(any_state=True)
     data = whole(problem.args, problem.kwargs)
     seen, head = _first_look(problem, data, intervention)
     for name in seen.others:
@@ -78,21 +81,48 @@ def prepare(problem: Problem) -> Prepared:
             "The model has no latent to sum out and no parameter to maximise over. Declare parameters with pyro.param, "
             "or latents with pyro.sample without obs=."
         )
+    drawn_at = problem.space.snapshot()
     problem.start()
     problem.space.check_start()
     program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
     inference = ExactInference(program, problem.space)
     look = intervention if head is data else Intervention()
-    with torch.no_grad(), TableGuard():
+    with torch.no_grad():
         look.given = problem.space.latents()
-        found = structure(program.trace(*head, look), program.ignored)
-        graph = graph_of(found, program.priors)
-    program.verify(graph, *head, look)
+        found, graph = _enumerated(program, head, look, seen)
+    program.verify(graph, *head, look, None if seen.others or _moved(problem, drawn_at) else seen)
     weights: dict[str, Tensor] = {}
     if problem.weights is not None:
         sizes = _plate_sizes(program, data, intervention, graph, head)
         weights = plate_weights(problem.weights, seen, sizes)
     return Prepared(data, head, inference, intervention, bool(seen.subsampled), found, graph, weights, seen)
+
+
+def _enumerated(program: Program, head: Arguments, look: Intervention, seen: Survey) -> tuple[Structure, FactorGraph]:
+    """The first enumerated run, none of whose tables may be too large.
+
+    Of a long loop, whose latents take turns at a few dimensions, few joint states already show that none is.
+    """
+
+    def run() -> tuple[Structure, FactorGraph]:
+        found = structure(program.trace(*head, look), program.ignored)
+        return found, graph_of(found, program.priors)
+
+    if len(seen.enumerated) > LONG:
+        look.joint = JointStates(CERTAIN / seen.widest)
+        try:
+            return run()
+        except JointStatesError:
+            pass
+        finally:
+            look.joint = None
+    with TableGuard():
+        return run()
+
+
+def _moved(problem: Problem, before: dict[str, Tensor]) -> bool:
+    """Whether parameters have changed."""
+    return any(not torch.equal(before[n], leaf.unconstrained) for n, leaf in problem.space.leaves().items())
 
 
 def _plate_sizes(
@@ -116,7 +146,7 @@ def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -
     if head is not None:
         state = get_rng_state()
         try:
-            seen = survey(problem.model, head.args, head.kwargs, Intervention())
+            seen = survey(problem.model, head.args, head.kwargs, Intervention(any_state=True))
         except Exception:  # the model knows its size; the run on all data says what is wrong, if anything
             seen = None
         problem.space.forget()

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_em.graph.plan import MAX_TABLE
 
-__all__ = ["TableGuard", "TableTooLargeError"]
+__all__ = ["JointStates", "JointStatesError", "TableGuard", "TableTooLargeError"]
 
 
 class TableTooLargeError(Exception):
@@ -24,6 +24,30 @@ class TableTooLargeError(Exception):
     def __init__(self, entries: int) -> None:
         super().__init__(f"{entries:.3g} entries")
         self.entries = entries
+
+
+class JointStatesError(Exception):
+    """The latents of a run have more joint states than :class:`JointStates` was told to let pass."""
+
+
+class JointStates:
+    """Counts the joint states that latents could meet in, as a run allots them dimensions.
+
+    That is far cheaper than :class:`TableGuard`, and tells whether it is needed at all.
+
+    Args:
+        most: the count from which on :class:`JointStatesError` is raised.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most, self.sizes = most, dict[int, int]()
+
+    def add(self, dim: int, size: int) -> None:
+        """Take note of a latent of this many states along a dimension, which others may use before and after it."""
+        if size > self.sizes.get(dim, 1):
+            self.sizes[dim] = size
+            if prod(self.sizes.values()) > self.most:
+                raise JointStatesError
 
 
 class TableGuard(TorchFunctionMode):

@@ -50,6 +50,12 @@ class Survey:
         observed = [s["value"] for s in self.trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
         return any(bool(v.isnan().any()) for v in observed if isinstance(v, Tensor) and v.is_floating_point())
 
+    @property
+    def widest(self) -> int:
+        """The most numbers that any site holds, in its value or its events."""
+        sites = [s for s in self.trace.nodes.values() if is_random(s)]
+        return max(max(_count(s["value"]), (s["fn"].batch_shape + s["fn"].event_shape).numel()) for s in sites)
+
     def data_plate_of(self, name: str) -> str | None:
         """A data plate that holds the site, or ``None`` for a global one."""
         frames = [f.name for f in self.site(name)["cond_indep_stack"]]
@@ -82,6 +88,10 @@ def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interven
             if is_random(site):
                 _check_batch_shape(name, site)
     return result
+
+
+def _count(value: object) -> int:
+    return value.numel() if isinstance(value, Tensor) else 1
 
 
 def _is_imputed(name: str, trace: poutine.Trace) -> bool:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro.poutine as poutine
+import torch
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.guard import TableTooLargeError
+from pyro_em.graph.guard import JointStates, JointStatesError, TableTooLargeError
 from pyro_em.graph.plan import MAX_TABLE
 
 __all__ = [
@@ -62,6 +63,8 @@ class Intervention(Messenger):
         partial: plates whose indices were drawn at random and leave data out, with how many they show of how many.
         scales: for plates of a minibatch, the factor by which sites inside are scaled to the full data.
         enumerate_all: mark every latent with finite support, whatever the model's own ``infer`` says.
+        any_state: draw latents with finite support from all of their states alike, the improbable ones too.
+        joint: counts joint states in an enumerated run; ``None`` lets any number pass.
     """
 
     given: Mapping[str, Tensor] = field(default_factory=dict)
@@ -69,8 +72,10 @@ class Intervention(Messenger):
     subsample: dict[str, Tensor] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     enumerate_all: bool = False
+    any_state: bool = False
     partial: dict[str, tuple[int, int]] = field(default_factory=dict)
     reached: str = ""
+    joint: JointStates | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
@@ -88,6 +93,8 @@ class Intervention(Messenger):
             msg["infer"] = {**msg["infer"], "_is_summed": True}
             if self.enumerate_all:
                 msg["infer"].update(enumerate="parallel", expand=False, num_samples=None)
+            elif self.any_state and (drawn := _any_state(msg["fn"])) is not None:
+                msg["value"], msg["done"] = drawn, True
 
     def _repeat_subsample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -101,6 +108,9 @@ class Intervention(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], _Subsample):
             self.subsample[msg["name"]] = msg["value"]
+        elif self.joint is not None and msg["infer"].get("_enumerate_dim") is not None:
+            size = msg["value"].numel() // msg["fn"].event_shape.numel()
+            self.joint.add(msg["infer"]["_enumerate_dim"], size)
 
     def refuse_partial(self) -> None:
         """Refuse to answer for data when each run of the model would show others.
@@ -114,6 +124,16 @@ class Intervention(Messenger):
                 "rows nobody chose. Make subsample_size an argument of the model and ask again with all data, or pass "
                 "the rows as subsample=."
             )
+
+
+def _any_state(fn: Any) -> Tensor | None:
+    """A value of each element, its states drawn alike; ``None`` where elements differ in their support."""
+    try:
+        support = fn.enumerate_support(expand=False)
+    except NotImplementedError:  # the enumerated run says what is wrong
+        return None
+    states = support.reshape(-1, *fn.event_shape)
+    return states[torch.randint(len(states), fn.batch_shape)]
 
 
 class _Give(Messenger):
@@ -170,6 +190,8 @@ def run_enumerated(
                 intervention,
             ):
                 model(*args, **kwargs)
+        except JointStatesError:
+            raise
         except TableTooLargeError as error:
             raise ModelError(_too_many_states(tracer.trace, error.entries)) from error
         except Exception as error:
@@ -178,7 +200,8 @@ def run_enumerated(
 
 
 def _too_many_states(trace: poutine.Trace, entries: int) -> str:
-    names = [n for n, s in trace.nodes.items() if s["infer"].get("_enumerate_dim") is not None]
+    dims = {n: s["infer"].get("_enumerate_dim") for n, s in trace.nodes.items()}
+    names = list({d: n for n, d in dims.items() if d is not None}.values())  # the last to take each dimension
     return (
         f"The latents {', '.join(names[:8])}{' ...' if len(names) > 8 else ''} meet in one density, whose table over "
         f"their joint states has {entries:.3g} entries, more than the limit of {MAX_TABLE:.3g}. Use "
