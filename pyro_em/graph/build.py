@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "Structure",
     "active_part",
     "axes_of",
+    "build_factors",
     "build_graph",
     "plates_of",
     "site_log_prob",
@@ -44,6 +45,16 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
     weights = datum_weights({n: s for n, s in found.sites.items() if n not in priors})
     known = {n: _prior(n, found.sites[n]) for n in priors}
     return FactorGraph(factors, known, found.variables, found.layout, weights)
+
+
+def build_factors(trace: poutine.Trace, names: Iterable[str], ignored: frozenset[str]) -> tuple[Factor, ...]:
+    """The factors of some sites of a trace, in the order of the names.
+
+    Raises:
+        ModelError: as :func:`build_graph`.
+    """
+    found = structure(trace, ignored)
+    return tuple(_factor(n, found.sites[n], found) for n in names)
 
 
 @dataclass(frozen=True)
