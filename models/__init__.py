@@ -148,6 +148,41 @@ REGISTRY: dict[str, Entry] = {
         "Old Faithful's waits as a Markov chain",
         {"lr": 0.1, "max_steps": 300},
     ),
+    "poisson_hmm": Entry(
+        "models.poisson_hmm",
+        "earthquakes a year, in calm and in restless times",
+        {"lr": 0.1, "max_steps": 300},
+    ),
+    "categorical_hmm": Entry(
+        "models.categorical_hmm",
+        "Old Faithful's waits in four classes",
+        {"lr": 0.1, "max_steps": 300},
+    ),
+    "autoregressive_hmm": Entry(
+        "models.autoregressive_hmm",
+        "a central bank's rate, each by the one before",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "markov_switching": Entry(
+        "models.markov_switching",
+        "the same rate at two levels, a stationary start",
+        {"lr": 0.1, "max_steps": 300},
+    ),
+    "factorial_hmm": Entry(
+        "models.factorial_hmm",
+        "the earthquakes again, by two chains that add up",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "mixture_of_hmms": Entry(
+        "models.mixture_of_hmms",
+        "epileptics of two kinds, each with calm and bad spells",
+        {"lr": 0.05, "max_steps": 500},
+    ),
+    "capture_recapture": Entry(
+        "models.capture_recapture",
+        "birds that are dead or were overlooked",
+        {"lr": 0.1, "max_steps": 300},
+    ),
     "vae": Entry(
         "models.vae",
         "handwritten digits, amortised guide",

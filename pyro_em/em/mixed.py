@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -14,6 +15,8 @@ from pyro_em.compiled.plan import Plan
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import Ascent, GradientMStep
+from pyro_em.em.part import Part
+from pyro_em.em.stopping import rounding
 from pyro_em.em.traced import TracedEngine, TracedExpectation
 from pyro_em.graph import Variable
 from pyro_em.params import ParamSpace
@@ -33,6 +36,7 @@ class MixedEngine(TracedEngine):
         free = space.free(tuple(plan.fixed))
         rest = {name: leaf for name, leaf in free.items() if name in plan.gradient}
         self.gradient = Ascent(GradientMStep(), rest, self.dtype)
+        self._part, self._is_trusted = Part.of(plan, prepared, space), False
 
     def maximise(self, expectation: TracedExpectation) -> bool:
         """Raise Q in place: closed forms first."""
@@ -45,10 +49,31 @@ class MixedEngine(TracedEngine):
             self._hand_over(theta, moved)
             if self.plan.has_unknown_path and float(self.q(expectation)) < before:
                 self._hand_over(moved, theta)
-            if not self.gradient.leaves:
-                return True
-            start = float(self.q(expectation))
-        return self.gradient.maximise(lambda: self.q(expectation), start) or not torch.equal(theta, moved)
+        if not self.gradient.leaves:
+            return True
+        return self._climb(expectation, found.stats) or not torch.equal(theta, moved)
+
+    def _climb(self, expectation: TracedExpectation, stats: tuple[Tensor, ...]) -> bool:
+        """Raise Q over the parameters of the gradient, by a part of it once that has gained what the whole does."""
+        if self._part is None:
+            return self._climb_whole(expectation)
+        q = self._part.q(dict(zip(expectation.names, expectation.cliques.weights, strict=True)), stats)
+        if self._is_trusted:
+            return self.gradient.maximise(q, _value(q))
+        before = {name: leaf.detach().clone() for name, leaf in self.gradient.leaves.items()}
+        whole, part = _value(lambda: self.q(expectation)), _value(q)
+        accepted = self.gradient.maximise(q, part)
+        gains = _value(lambda: self.q(expectation)) - whole, _value(q) - part
+        if math.isclose(*gains, rel_tol=1e-4, abs_tol=rounding(whole, self.dtype)):
+            self._is_trusted = accepted and gains[0] > rounding(whole, self.dtype)
+            return accepted
+        for name, leaf in self.gradient.leaves.items():
+            leaf.data.copy_(before[name])
+        self._part = None
+        return self._climb_whole(expectation)
+
+    def _climb_whole(self, expectation: TracedExpectation) -> bool:
+        return self.gradient.maximise(lambda: self.q(expectation), _value(lambda: self.q(expectation)))
 
     def _hand_over(self, theta: Tensor, moved: Tensor) -> None:
         old, new = self.plan.probed.coordinates.split(theta), self.plan.probed.coordinates.split(moved)
@@ -92,6 +117,11 @@ class MixedEngine(TracedEngine):
             for s in self.plan.probed.sites.values()
             if not isinstance(s.parts, str)
         }
+
+
+def _value(q: Callable[[], Tensor]) -> float:
+    with torch.no_grad():
+        return float(q())
 
 
 def _by_rows(factor: AnyFactor, weight: Tensor, plates: tuple[str, ...]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -24,6 +24,7 @@ __all__ = [
     "active_part",
     "axes_of",
     "broadcast",
+    "build_factors",
     "build_graph",
     "graph_of",
     "plates_of",
@@ -65,6 +66,16 @@ def _hidden(found: Structure) -> dict[str, HiddenSite]:
             if prod(p.size for p in plates) == prod(shape):
                 chains[name] = HiddenSite(plates, partial(hidden_of, site["fn"], without_missing(site)))
     return chains
+
+
+def build_factors(trace: poutine.Trace, names: Iterable[str], ignored: frozenset[str]) -> tuple[Factor, ...]:
+    """The factors of some sites of a trace, in the order of the names.
+
+    Raises:
+        ModelError: as :func:`build_graph`.
+    """
+    found = structure(trace, ignored)
+    return tuple(_factor(n, found.sites[n], found) for n in names)
 
 
 @dataclass(frozen=True)

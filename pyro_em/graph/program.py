@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.build import build_graph, site_log_prob
+from pyro_em.graph.build import build_factors, build_graph, site_log_prob
 from pyro_em.graph.eliminate import at_states
 from pyro_em.graph.factor import Factor, FactorGraph
 from pyro_em.graph.survey import Survey, survey
@@ -41,6 +41,14 @@ class Program:
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place; differentiable in them unless grad is off."""
         return build_graph(self.trace(args, kwargs, intervention), self.priors, self.ignored)
+
+    def factors(
+        self, names: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention
+    ) -> tuple[Factor, ...]:
+        """The factors of some sites at the parameters in place, from a run that ends at the last of them."""
+        intervention.enumerate_all = True
+        trace = run_enumerated(self.model, args, kwargs, intervention, self.max_plate_nesting, names)
+        return build_factors(trace, names, self.ignored)
 
     def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> poutine.Trace:
         """One enumerated run, before any density is evaluated."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,10 +174,36 @@ def draw_guide(
     return drawn, intervention
 
 
+class _Reached(BaseException):
+    """All sites wanted have been seen; no error, so that a model's own ``except Exception`` lets it pass."""
+
+
+class _Until(Messenger):
+    """End a run at the last of some sites."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.left = set(names)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.left:
+            self.left.remove(msg["name"])
+            if not self.left:
+                raise _Reached
+
+
 def run_enumerated(
-    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention, max_plate_nesting: int
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    intervention: Intervention,
+    max_plate_nesting: int,
+    until: Collection[str] = (),
 ) -> poutine.Trace:
     """A trace in which each latent with finite support takes all its values, along a dimension of its own.
+
+    Args:
+        until: sites at the last of which the run ends; none for a whole run.
 
     Raises:
         ModelError: the model runs plainly but not with the extra dimensions; the message names the last site reached.
@@ -188,10 +214,13 @@ def run_enumerated(
                 _Give({**intervention.given, **intervention.forced}),
                 EnumMessenger(first_available_dim=-1 - max_plate_nesting),
                 intervention,
+                _Until(until),
             ):
                 model(*args, **kwargs)
         except JointStatesError:
             raise
+        except _Reached:
+            pass
         except TableTooLargeError as error:
             raise ModelError(_too_many_states(tracer.trace, error.entries)) from error
         except Exception as error:
