@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -14,6 +14,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
+from pyro_em.graph.alike import FEW, kind_of, stacked
+from pyro_em.graph.axes import arrange, axes_of
 from pyro_em.graph.density import log_prob, with_true_zeros, without_missing
 from pyro_em.graph.factor import Factor, FactorGraph, HiddenSite, Layout, Plate, Prior, Variable
 from pyro_em.graph.hidden import hidden_of, is_hidden
@@ -22,7 +24,6 @@ from pyro_em.graph.trace import Site, is_random
 __all__ = [
     "Structure",
     "active_part",
-    "axes_of",
     "broadcast",
     "build_factors",
     "build_graph",
@@ -50,10 +51,12 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
 
 def graph_of(found: Structure, priors: frozenset[str]) -> FactorGraph:
     """The factor graph of a structure."""
-    factors = tuple(_factor(n, s, found) for n, s in found.sites.items() if n not in priors)
-    weights = datum_weights({n: s for n, s in found.sites.items() if n not in priors})
+    sites = {n: s for n, s in found.sites.items() if n not in priors}
+    factors = {f.name: f for names in _alike(sites, found) for f in _factors(names, found)}
+    weights = datum_weights(sites)
     known = {n: _prior(n, found.sites[n]) for n in priors}
-    return FactorGraph(factors, known, found.variables, found.layout, weights, _hidden(found))
+    ordered = tuple(factors[n] for n in sites)
+    return FactorGraph(ordered, known, found.variables, found.layout, weights, _hidden(found))
 
 
 def _hidden(found: Structure) -> dict[str, HiddenSite]:
@@ -156,6 +159,58 @@ def _prior(name: str, site: Site) -> Prior:
     return Prior(total, plates_of(site, density.shape), site["fn"].event_dim)
 
 
+def _alike(sites: Mapping[str, Site], found: Structure) -> list[list[str]]:
+    """Sites by what they have in common; each on its own where there are few."""
+    if len(sites) <= FEW:
+        return [[name] for name in sites]
+    groups: dict[object, list[str]] = {}
+    for name, site in sites.items():
+        kind: object = kind_of(site)
+        if kind is not None:
+            frames = tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized)
+            dims = tuple((d, v.size) for d, v in variable_dims(site, found).items())
+            kind = kind, frames, dims, name in found.variables
+        groups.setdefault(name if kind is None else kind, []).append(name)
+    return list(groups.values())
+
+
+def _factors(names: Sequence[str], found: Structure) -> list[Factor]:
+    """The factors of alike sites."""
+    sites = [found.sites[n] for n in names]
+    one = stacked(sites) if len(names) > FEW else None
+    if one is None:
+        return [_factor(n, s, found) for n, s in zip(names, sites, strict=True)]
+    table = site_log_prob(one)
+    for i in (0, -1):  # were a distribution not what it holds, stack by stack, this would show
+        if not _is_near(table[i], site_log_prob(sites[i])):
+            return [_factor(n, s, found) for n, s in zip(names, sites, strict=True)]
+    plates = plates_of(sites[0], table.shape[1:])
+    axes = axes_of(names[0], table.shape[1:], plates, variable_dims(sites[0], found))
+    places = [i - table.dim() + 1 for i, d in axes.items() if isinstance(d, Variable)]
+    scopes = [_scope(n, s, places, found) for n, s in zip(names, sites, strict=True)]
+    group = Plate("", len(names))
+    moved: dict[int, Plate | Variable] = {0: group, **{i + 1: d for i, d in axes.items()}}
+    tables = arrange(table, moved, (group, *plates.values(), *scopes[0])).to(torch.float64).unbind()
+    inside = tuple(plates.values())
+    parts = zip(names, scopes, tables, sites, strict=True)
+    return [Factor(n, inside, scope, t, site_scale(n, s)) for n, scope, t, s in parts]
+
+
+def _scope(name: str, site: Site, places: Sequence[int], found: Structure) -> tuple[Variable, ...]:
+    """The variables of a site at these negative batch dimensions, and its own."""
+    dims, own = variable_dims(site, found), found.variables.get(name)
+    scope = tuple(dict.fromkeys(dims[d] for d in places))
+    return scope if own is None or own in scope else (*scope, own)
+
+
+def _is_near(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding."""
+    if one.shape != other.shape:
+        return False
+    tolerance = 64 * torch.finfo(one.dtype).eps
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 def _factor(name: str, site: Site, found: Structure) -> Factor:
     table, own = site_log_prob(site), found.variables.get(name)
     plates = plates_of(site, table.shape)
@@ -163,7 +218,7 @@ def _factor(name: str, site: Site, found: Structure) -> Factor:
     scope = tuple(dict.fromkeys(v for v in axes.values() if isinstance(v, Variable)))
     if own is not None and own not in scope:
         scope += (own,)
-    table = _arrange(table, axes, (*plates.values(), *scope)).to(torch.float64)
+    table = arrange(table, axes, (*plates.values(), *scope)).to(torch.float64)
     return Factor(name, tuple(plates.values()), scope, table, site_scale(name, site), active_part(site, plates))
 
 
@@ -181,44 +236,7 @@ def active_part(site: Site, plates: Mapping[int, Plate]) -> Tensor | None:
     sized = [(i, i - mask.dim()) for i, size in enumerate(mask.shape) if size > 1]
     if any(dim not in plates for _, dim in sized):
         return None  # it varies over a latent's states: every datum counts in some of them
-    return _arrange(mask, {i: plates[dim] for i, dim in sized}, tuple(plates.values()))
-
-
-def axes_of(
-    name: str, shape: torch.Size, plates: Mapping[int, Plate], dims: Mapping[int, Variable]
-) -> dict[int, Plate | Variable]:
-    """What each axis of more than one entry stands for, by its position from the left."""
-    axes: dict[int, Plate | Variable] = {}
-    for position, size in enumerate(shape):
-        dim = position - len(shape)
-        if size == 1:
-            continue
-        known = plates.get(dim) or dims.get(dim)
-        if known is None or known.size != size:
-            raise ModelError(unknown_axis(name, shape, dim, plates))
-        axes[position] = known
-    return axes
-
-
-def unknown_axis(name: str, shape: torch.Size, dim: int, plates: Mapping[int, Plate]) -> str:
-    """The message for a batch dimension that no plate declares."""
-    declared = {d: p.name for d, p in plates.items()}
-    return (
-        f"Site {name!r} has a log-probability of shape {tuple(shape)} whose dimension {dim} is not declared "
-        f"independent: its plates are {declared or 'none'}. Put the site inside `pyro.plate(...)`, or call "
-        "`.to_event(n)` on its distribution."
-    )
-
-
-def _arrange(table: Tensor, axes: Mapping[int, Plate | Variable], target: tuple[Plate | Variable, ...]) -> Tensor:
-    """The table over ``target``, repeated (without copying) along the plates it does not vary over."""
-    kept = list(axes.items())
-    table = table.reshape([d.size for _, d in kept])
-    order = [i for t in target for i, (_, d) in enumerate(kept) if d == t]
-    table = table.permute(order)
-    present = {kept[i][1] for i in order}
-    table = table.reshape([d.size if d in present else 1 for d in target])
-    return table.expand([d.size for d in target])
+    return arrange(mask, {i: plates[dim] for i, dim in sized}, tuple(plates.values()))
 
 
 def site_scale(name: str, site: Site) -> float:

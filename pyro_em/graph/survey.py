@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.build import broadcast, plates_of, site_log_prob, unknown_axis
+from pyro_em.graph.axes import unknown_axis
+from pyro_em.graph.build import broadcast, plates_of, site_log_prob
 from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_random, run
 
 __all__ = ["Survey", "survey"]

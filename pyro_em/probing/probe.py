@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
-from pyro_em.graph.build import Structure, site_log_prob, structure
-from pyro_em.graph.hidden import is_hidden
+from pyro_em.graph.build import Structure, site_log_prob
 from pyro_em.params import ParamSpace
 from pyro_em.probing.affine import affine
-from pyro_em.probing.apart import read
-from pyro_em.probing.branches import Branches
 from pyro_em.probing.coordinates import Coordinates, distinct_values
-from pyro_em.probing.hidden import hidden_parts
 from pyro_em.probing.match import match
 from pyro_em.probing.routes import Opaque, Route, Selected, values_of
+from pyro_em.probing.runs import Run, near, run
 from pyro_em.probing.sites import SiteParts, as_independent
 from pyro_em.probing.smooth import trail
-from pyro_em.probing.stacks import Pile, apart, find_piles
+from pyro_em.probing.stacks import Pile
 
 __all__ = ["Probed", "ProbedSite", "probe"]
 
@@ -77,18 +69,6 @@ class Probed:
     piles: dict[str, Pile | None]
 
 
-class _Substitute(Messenger):
-    """Hand the model these tensors as parameter values, so that gradients can be taken in the values themselves."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
 def probe(
     program: Program,
     space: ParamSpace,
@@ -110,8 +90,8 @@ def probe(
     leaves = space.distinct()
     coordinates = Coordinates.of(leaves)
     start = space.snapshot()
-    runs: list[_Run] = []
-    again = partial(_run, program, space, coordinates, (args, kwargs), intervention)
+    runs: list[Run] = []
+    again = partial(run, program, space, coordinates, (args, kwargs), intervention)
     here = again(found=found)
     try:
         for values in distinct_values(leaves)[: 2 if len(here.found.sites) > LONG else 3]:
@@ -122,85 +102,17 @@ def probe(
         space.restore(start)
     sites = {n: _site(n, here, runs, coordinates, gradients) for n in here.parts}
     if any(_is_unexplained(route) for site in sites.values() for route in site.routes.values()):
-        near = _near(space, again, here.piles)
-        sites = {n: _with_designs(site, near, coordinates) for n, site in sites.items()}
+        around = near(space, again, here.piles)
+        sites = {n: _with_designs(site, around, coordinates) for n, site in sites.items()}
     priors = {n: _prior(n, here, runs) for n in program.priors}
     return Probed(coordinates, sites, priors, here.found, here.piles)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run: its sites, those of a chain piled up, the parameters at its time, the tensors that gradients go back to
-    (and those of the store, by identity, which a model may read behind Pyro's back), and the parameters it compares.
-    """
-
-    found: Structure
-    piles: dict[str, Pile | None]
-    parts: dict[str, SiteParts | str]
-    theta: Tensor
-    leaves: dict[str, Tensor]
-    stored: dict[int, str]
-    compared: frozenset[str]
-
-
-def _run(
-    program: Program,
-    space: ParamSpace,
-    coordinates: Coordinates,
-    data: tuple[Any, Any],
-    intervention: Intervention,
-    first: bool = False,
-    piles: dict[str, Pile | None] | None = None,
-    found: Structure | None = None,
-) -> _Run:
-    leaves, latents = space.distinct(), set(space.latents())
-    plain = {n for n, leaf in leaves.items() if n not in latents and leaf.constraint is constraints.real}
-    values = {
-        n: leaf.unconstrained if n in plain else leaf.value().detach().requires_grad_(first)
-        for n, leaf in leaves.items()
-    }
-    theta = coordinates.flat(values)
-    intervention.given = {n: values[n] for n in latents}
-    substitute = _Substitute({n: v for n, v in values.items() if n not in plain and n not in latents})
-    watch = Branches(values) if first else nullcontext()
-    with torch.set_grad_enabled(first), pyro.validation_enabled(False), substitute, space.without_zeros():
-        if found is None:
-            with watch:
-                trace = program.trace(*data, intervention)
-            found = structure(trace, program.ignored)
-        sites = {name: site for name, site in found.sites.items() if name not in latents}
-        hidden = {name: site for name, site in sites.items() if is_hidden(site["fn"])}
-        raws = {name: read(name, site, found) for name, site in sites.items() if name not in hidden}
-        piles = find_piles(raws) if piles is None else piles
-        parts = {name: apart(raws, pile, name) for name, pile in piles.items()}
-        for name, site in hidden.items():
-            parts.update(hidden_parts(name, site, found))
-        parts = {name: _owned(part) for name, part in parts.items()}
-    compared = frozenset(watch.compared) if isinstance(watch, Branches) else frozenset[str]()
-    stored = {id(leaf.unconstrained): n for n, leaf in leaves.items()}
-    return _Run(found, piles, parts, theta, values, stored, compared)
-
-
-def _near(space: ParamSpace, again: Callable[..., _Run], piles: dict[str, Pile | None]) -> list[_Run]:
-    """Runs at the parameters in place, and about as far from zero on this side and the other, where predictors stay
-    within range.
-    """
-    start = space.snapshot()
-    runs = [again(first=True, piles=piles)]
-    try:
-        for sign in (1.0, -1.0):
-            space.restore({n: sign * u + 0.3 * torch.randn_like(u) for n, u in start.items()})
-            runs.append(again(piles=piles))
-    finally:
-        space.restore(start)
-    return runs
 
 
 def _is_unexplained(route: Route) -> bool:
     return isinstance(route, Opaque) and route.reason == NOT_AFFINE
 
 
-def _with_designs(site: ProbedSite, near: list[_Run], coordinates: Coordinates) -> ProbedSite:
+def _with_designs(site: ProbedSite, near: list[Run], coordinates: Coordinates) -> ProbedSite:
     """The site with affine routes where there are any."""
     seen = [run.parts.get(site.name, "") for run in near]
     known = as_independent([p for p in seen if isinstance(p, SiteParts)])
@@ -217,15 +129,7 @@ def _with_designs(site: ProbedSite, near: list[_Run], coordinates: Coordinates) 
     return replace(site, routes=routes)
 
 
-def _owned(parts: SiteParts | str) -> SiteParts | str:
-    """A site's parts, with arguments of their own: an argument may be a parameter itself, which is about to move."""
-    if isinstance(parts, str):
-        return parts
-    logits = None if parts.logits is None else parts.logits.clone()
-    return replace(parts, arguments={n: a.clone() for n, a in parts.arguments.items()}, logits=logits)
-
-
-def _prior(name: str, here: _Run, runs: list[_Run]) -> tuple[str, ...]:
+def _prior(name: str, here: Run, runs: list[Run]) -> tuple[str, ...]:
     """The parameters that move the prior of a point-estimated latent: by gradients, or, where none flow, all."""
     value = here.found.sites[name]["value"].detach()
     with torch.enable_grad():
@@ -236,7 +140,7 @@ def _prior(name: str, here: _Run, runs: list[_Run]) -> tuple[str, ...]:
     return params if params or alike else tuple(p for p in runs[0].leaves if p != name)
 
 
-def _site(name: str, here: _Run, runs: list[_Run], coordinates: Coordinates, gradients: bool) -> ProbedSite:
+def _site(name: str, here: Run, runs: list[Run], coordinates: Coordinates, gradients: bool) -> ProbedSite:
     parts, seen = here.parts[name], [run.parts.get(name, "it is not in every run") for run in runs]
     if not isinstance(parts, SiteParts) or not all(isinstance(p, SiteParts) for p in seen):
         reason = parts if isinstance(parts, str) else next((p for p in seen if isinstance(p, str)), "")
@@ -265,7 +169,7 @@ def _route(
     argument: Argument,
     draws: list[Tensor],
     here: Tensor,
-    runs: list[_Run],
+    runs: list[Run],
     theta: Tensor,
     coordinates: Coordinates,
     gradients: bool,
@@ -321,7 +225,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return bool(torch.equal(one, other)) or bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 
 
-def _params_of_density(site: Any, run: _Run, name: str) -> tuple[str, ...]:
+def _params_of_density(site: Any, run: Run, name: str) -> tuple[str, ...]:
     first = run.found.sites.get(name)
     if first is None:
         return tuple(run.leaves)
