@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import pad
 
 from pyro_em.families.base import Argument, Cells, Family
 
@@ -46,8 +47,7 @@ class Categorical:
         return torch.zeros_like(x)
 
     def coefficients(self, *, probs: Tensor) -> Tensor:
-        logs = probs.log().clamp_min(LOG_ZERO)
-        return torch.cat([logs, torch.zeros_like(logs[..., :1])], -1)
+        return pad(probs.log().clamp_min(LOG_ZERO), (0, 1))
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
         counts = cells.pool(cells.stats[:, :-1])
