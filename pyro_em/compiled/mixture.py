@@ -16,12 +16,16 @@ from pyro_em.compiled.constant import Constant
 from pyro_em.compiled.desk import Desk
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
+from pyro_em.compiled.mixture_kernel import add_rows
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 
 __all__ = ["Mixture", "MixtureTotals"]
 
 BLOCK = 2**18  # entries of the features of one block: two megabytes in float64
 KEEP = 2**22  # bytes of features that are kept instead of being made anew
+SMALL = 2**16  # rows that one thread takes in one compiled pass
+SMALL_ENTRIES = {torch.float64: 512, torch.float32: 48}  # of the coefficients: beyond, matrix products are faster
+ONES = torch.ones(1, dtype=torch.float64)
 UNDERFLOW = -60.0  # exponentials below this are slow in float32, and beyond its precision
 
 
@@ -46,6 +50,7 @@ class Mixture:
         num_rows: number of data n.
         blocks: the ranges of rows that are taken at a time.
         kept: features of each block, shape (rows, S * E), where there is room to keep them.
+        small: features of all data, shape (S * E, n), where one compiled pass is faster than a dozen calls.
     """
 
     flat: Flat
@@ -56,6 +61,7 @@ class Mixture:
     num_rows: int
     blocks: tuple[slice, ...]
     kept: tuple[Tensor, ...]
+    small: Tensor | None = None
 
     @classmethod
     def of(cls, factors: Sequence[AnyFactor], weights: Tensor | None, scale: float) -> Mixture:
@@ -73,6 +79,9 @@ class Mixture:
         self = cls(flat, constants, general, weights, scale, num_rows, blocks, ())
         if width * num_rows * flat.dtype.itemsize > KEEP:
             return self
+        entries = width * factors[0].num_states
+        if flat.factors and not general and num_rows <= SMALL and entries <= SMALL_ENTRIES[flat.dtype]:
+            return replace(self, small=flat.features(slice(0, num_rows), Desk(flat.dtype)).T.contiguous())
         return replace(self, kept=tuple(flat.features(rows, Desk(flat.dtype)) for rows in blocks))
 
     @property
@@ -84,8 +93,24 @@ class Mixture:
         """One pass: add expected statistics to the tally and return the totals."""
         states = (*self.flat.factors, *(c.factor for c in self.constants), *self.general)[0].num_states
         matrix, offset = self._coefficients(point, states)
-        sums = torch.zeros_like(matrix, dtype=torch.float64)
+        sums = torch.zeros_like(matrix)
         counts = torch.zeros(states, dtype=torch.float64)
+        if self.small is None:
+            totals = self._by_blocks(matrix, offset, sums, counts, point, tally)
+        else:
+            weights = ONES if self.weights is None else self.weights
+            tensors = (self.small, matrix, offset.squeeze(1), weights, sums, counts)
+            totals = MixtureTotals(*add_rows(*(t.numpy() for t in tensors)))
+        if self.scale != 1.0:
+            sums, counts = sums * self.scale, counts * self.scale
+        self._collect(sums, counts, tally.stats)
+        return MixtureTotals(totals.log_evidence * self.scale, totals.squares)
+
+    def _by_blocks(
+        self, matrix: Tensor, offset: Tensor, sums: Tensor, counts: Tensor, point: Point, tally: Tally
+    ) -> MixtureTotals:
+        """Add expected features to ``sums`` and counts to ``counts``, block after block."""
+        matrix, offset = matrix.to(self.dtype), offset.to(self.dtype)
         evidence = squares = 0.0
         clamp = self.dtype == torch.float32 and float(matrix.min() if matrix.numel() else 0.0) > -1e29
         desk = Desk(self.dtype)
@@ -113,16 +138,13 @@ class Mixture:
             counts += posterior.sum(1)
             for f in self.general:
                 tally.add(f, posterior.T.to(torch.float64) * self.scale, rows)
-        if self.scale != 1.0:
-            sums, counts = sums * self.scale, counts * self.scale
-        self._collect(sums, counts, tally.stats)
-        return MixtureTotals(evidence * self.scale, squares)
+        return MixtureTotals(evidence, squares)
 
     def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
         matrix, offset = self.flat.coefficients(point, states)
         for c in self.constants:
             offset = offset + c.table(point).unsqueeze(1)
-        return matrix.to(self.flat.dtype), offset.clamp_min(-1e30).to(self.flat.dtype)
+        return matrix, offset.clamp_min(-1e30)
 
     def _collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand the sums of all blocks to the cells they belong to."""
