@@ -140,7 +140,10 @@ def stretch(index: Tensor) -> int | None:
 
 def picked(source: Tensor, index: Tensor, start: int | None) -> Tensor:
     """``source[index]``, as a view where the index is a stretch."""
-    return source[index] if start is None else source[start : start + index.numel()].view(index.shape)
+    if start is None:
+        return source[index]
+    flat = source[start : start + index.numel()]
+    return flat if index.dim() == 1 else flat.view(index.shape)
 
 
 def books_of(sites: Sequence[ProbedSite], coordinates: Coordinates) -> list[Book]:

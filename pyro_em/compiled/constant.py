@@ -46,7 +46,7 @@ class Constant:
 
     def table(self, point: Point) -> Tensor:
         """Log-densities without the base measure, shape (K,)."""
-        own = point.coefficients[id(self.factor.book)].view(-1)[self.entries]
+        own = point.coefficients[id(self.factor.book)].take(self.entries)
         total = (own if self.values is None else own * self.values).sum(1)
         return total if self.base is None else total + self.base
 
@@ -54,7 +54,7 @@ class Constant:
         """Add expected features under the posterior of the states, shape (K,)."""
         own = counts.unsqueeze(1)
         own = own.expand(self.entries.shape) if self.values is None else own * self.values
-        stats[id(self.factor.book)].view(-1).index_add_(0, self.entries.view(-1), own.reshape(-1))
+        stats[id(self.factor.book)].put_(self.entries, own, accumulate=True)
 
 
 def _features(factor: TensorFactor) -> Tensor:

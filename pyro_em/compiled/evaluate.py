@@ -115,8 +115,7 @@ class Dense:
 
 def dense(factor: TensorFactor, coefficients: Tensor) -> Dense:
     """Coefficients over states and (feature, element) pairs."""
-    flat = coefficients.view(-1)
-    matrix, last = flat[factor.entries], flat[factor.counted]
+    matrix, last = coefficients.take(factor.entries), coefficients.take(factor.counted)
     if factor.mask is None:
         return Dense(matrix, last.sum(1, keepdim=True))
     counts = last if factor.mask.shape[2] > 1 else last.sum(1, keepdim=True)

@@ -56,9 +56,9 @@ class Flat:
 
     def collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand expected features (K, all S * E) and counts (K,) to the cells they belong to."""
-        for f, part in zip(self.factors, sums.split([f.width for f in self.factors], 1), strict=True):
-            size = f.entries.shape[1]
+        parts = sums.split([f.width for f in self.factors], 1) if len(self.factors) > 1 else [sums]
+        for f, part in zip(self.factors, parts, strict=False):
+            own, size = stats[id(f.book)], f.entries.shape[1]
             count = counts.unsqueeze(1) if f.mask is None else part[:, size:]
-            own = stats[id(f.book)].view(-1)
-            own.index_add_(0, f.entries.view(-1), part[:, :size].reshape(-1))
-            own.index_add_(0, f.counted.view(-1), count.expand(f.counted.shape).reshape(-1))
+            own.put_(f.entries, part if f.mask is None else part[:, :size], accumulate=True)
+            own.put_(f.counted, count.expand(f.counted.shape), accumulate=True)

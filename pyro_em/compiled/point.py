@@ -38,7 +38,7 @@ class Point:
     def at(cls, theta: Tensor, books: Sequence[Book], coordinates: Coordinates) -> Point:
         """The point at theta."""
         args = {id(book): book.spread(book.values(coordinates, theta)) for book in books}
-        coefficients = {id(book): book.family.coefficients(**args[id(book)]).contiguous() for book in books}
+        coefficients = {id(book): book.family.coefficients(**args[id(book)]) for book in books}
         return cls(theta, coefficients, args)
 
     def table(self, factor: AnyFactor, rows: slice) -> Tensor:
