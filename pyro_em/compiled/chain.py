@@ -75,7 +75,7 @@ class Chain:
     def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
         """Add expected statistics to the tally; the log evidence without base measures, and its spread."""
         potentials = [self._over_rows(i, self._table(i, point)) for i in range(len(self.factors))]
-        rows, found = (self._line or self.wiring).smooth(potentials, self._row_weights, self.heard.lengths)
+        rows, found = self._way.smooth(potentials, self._row_weights, self.heard.lengths)
         value = float(rows @ self._row_weights)
         if value == -torch.inf:
             return value, 0.0
@@ -84,8 +84,9 @@ class Chain:
         return value, float(rows @ rows) ** 0.5 * self.scale
 
     @cached_property
-    def _line(self) -> Line | None:
-        return line_of(self.wiring)
+    def _way(self) -> Line | Wiring:
+        """What smooths it."""
+        return line_of(self.wiring) or self.wiring
 
     @cached_property
     def _row_weights(self) -> Tensor:
@@ -109,15 +110,13 @@ class Chain:
             rows = factor.num_rows if isinstance(factor, ElementFactor) else len(table)
             return torch.where(table < -1e29, -torch.inf, table).expand(rows, factor.num_states)
         matrix, offset = flat.coefficients(point, factor.num_states)
-        least = float(torch.minimum(matrix.min(), offset.min()))
         matrix, offset = matrix.to(flat.dtype), offset.clamp_min(-1e30).to(flat.dtype)
         if i in self.kept:
             table = torch.addmm(offset.T, self.kept[i], matrix.T)
         else:
             desk = Desk(flat.dtype)
             table = torch.cat([torch.addmm(offset.T, flat.features(r, desk), matrix.T) for r in self._blocks(i)])
-        table = table if least > -1e29 else torch.where(table < -1e29, -torch.inf, table)
-        return table.to(torch.float64)
+        return threshold(table, -1e29, -torch.inf, inplace=True).to(torch.float64)
 
     def _blocks(self, i: int) -> list[slice]:
         flat, count = self.flats[i], self.factors[i].num_rows

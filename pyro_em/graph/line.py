@@ -24,7 +24,8 @@ class Line:
 
     Attributes:
         wiring: the chain.
-        spans: for each potential within frames, its frames where they follow each other; ``None`` where they do not.
+        spans: for each potential within frames, the widest first, its frames where they follow each other; ``None``
+            where they do not.
     """
 
     wiring: Wiring
@@ -36,7 +37,7 @@ class Line:
         """As :meth:`~pyro_em.graph.wiring.Wiring.smooth`."""
         tables = ChainTables(self._emission(potentials), self._transition(potentials), self.wiring.which, lengths)
         filtered = forward(tables)
-        if bool((filtered.log_evidence == -torch.inf).all()):
+        if float(filtered.log_evidence.max()) == -torch.inf:
             return filtered.log_evidence, []
         found = backward(filtered, weights)
         return filtered.log_evidence, [self._share(i, found, p) for i, p in enumerate(potentials)]
@@ -45,9 +46,9 @@ class Line:
         frames = self.wiring.frames
         shape = frames.num_rows, len(frames.frames), frames.num_states
         total: Tensor | None = None
-        for i in sorted(self.spans, key=lambda i: -len(self.wiring.places[i].frames)):
-            span, own = self.spans[i], potentials[i]
-            if total is None and len(self.wiring.places[i].frames) == shape[1]:
+        for i, span in self.spans.items():
+            own = potentials[i]
+            if total is None and span is not None and span.stop - span.start == shape[1]:
                 total = own.expand(shape).clone(memory_format=torch.contiguous_format)
                 continue
             total = own.new_zeros(shape) if total is None else total
@@ -91,7 +92,9 @@ def line_of(wiring: Wiring) -> Line | None:
     frames = wiring.frames
     if frames.hubs or wiring.padding is not None or not wiring.picks or any(len(f) > 1 for f in frames.frames):
         return None
-    return Line(wiring, {i: _span(p.frames) for i, p in enumerate(wiring.places) if not p.crosses})
+    within = [i for i, place in enumerate(wiring.places) if not place.crosses]
+    within.sort(key=lambda i: -len(wiring.places[i].frames))
+    return Line(wiring, {i: _span(wiring.places[i].frames) for i in within})
 
 
 def _span(at: Tensor) -> slice | None:
@@ -106,5 +109,7 @@ def _turned(table: Tensor, place: Place) -> Tensor:
 
 def _summed(full: Tensor, like: Tensor) -> Tensor:
     """Summed over the rows and frames that share one potential."""
-    alike = [axis for axis in (0, 1) if like.shape[axis] == 1 < full.shape[axis]]
-    return full.sum(alike, keepdim=True) if alike else full
+    own, whole = like.shape, full.shape
+    if own == whole:
+        return full
+    return full.sum([axis for axis in (0, 1) if own[axis] < whole[axis]], keepdim=True)
