@@ -137,7 +137,8 @@ class Mixture:
                 sums += posterior @ block
             counts += posterior.sum(1)
             for f in self.general:
-                tally.add(f, posterior.T.to(torch.float64) * self.scale, rows)
+                own = posterior.T.to(torch.float64)
+                tally.add(f, own if self.scale == 1.0 else own * self.scale, rows)
         return MixtureTotals(evidence, squares)
 
     def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
