@@ -139,7 +139,8 @@ def _loop(
             step = info.step
             rows.append(info)
             bar.update()
-            bar.set_postfix(objective=f"{info.objective:.6g}", refresh=False)
+            if not bar.disable:
+                bar.set_postfix(objective=f"{info.objective:.6g}", refresh=False)
             if any([callback(info) is True for callback in callbacks]):
                 state = replace(state, status=Status.STOPPED)
     if state.status is Status.RUNNING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.chains import kernel, log_kernel, paths, potentials, scan
-from pyro_em.chains.tables import ChainTables, Filtered, Smoothed
+from pyro_em.chains.tables import ChainTables, Filtered, Smoothed, as_array
 
 __all__ = ["backward", "forward", "predict_next", "sample", "viterbi"]
 
@@ -32,7 +32,7 @@ def forward(tables: ChainTables) -> Filtered:
     """
     if tables.emission.device.type != "cpu":
         return scan.forward(tables)
-    emission, transition, which, lengths = _arrays(tables)
+    emission, transition, which, lengths = tables.arrays
     rows, groups, matrices = emission.shape[0], *transition.shape[:2]
     steps, shift, floor = np.empty_like(transition), np.empty((groups, matrices)), np.empty(groups)
     potentials.scale_transitions(transition, steps, shift, floor)
@@ -76,9 +76,10 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
     _check("weights", weights, filtered.log_evidence.shape)
     if tables.emission.device.type != "cpu":
         return scan.backward(filtered, weights)
-    which, lengths = _array(tables.which), _array(tables.row_lengths())
+    emission, transition, which, lengths = tables.arrays
     alpha, ratio, evidence = (x.numpy() for x in (filtered.alpha, filtered.ratio, filtered.log_evidence))
-    steps, scale, log_rows = filtered.steps.numpy(), _array(weights), filtered.log_rows.numpy()
+    steps, scale = filtered.steps.numpy(), as_array(weights)
+    log_rows = filtered.log_rows.numpy()
     redo = np.zeros(alpha.shape[0], np.bool_)
     redo[log_rows] = True
     turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(alpha)
@@ -87,9 +88,8 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
     pairs *= steps
     if log_rows.size:
         share, log_alpha = tables.rows_per_group, filtered.log_alpha.numpy()
-        potentials = (_array(tables.emission), _array(tables.transition))
         log_kernel.log_backward_rows(
-            log_rows, share, *potentials, which, lengths, log_alpha, evidence, scale, marginal, pairs
+            log_rows, share, emission, transition, which, lengths, log_alpha, evidence, scale, marginal, pairs
         )
     return Smoothed(torch.from_numpy(marginal), torch.from_numpy(pairs))
 
@@ -109,7 +109,7 @@ def viterbi(tables: ChainTables) -> tuple[Tensor, Tensor]:
     """
     if tables.emission.device.type != "cpu":
         return scan.viterbi(tables)
-    emission, transition, which, lengths = _arrays(tables)
+    emission, transition, which, lengths = tables.arrays
     states, score = np.zeros(emission.shape[:2], np.int64), np.empty(emission.shape[0])
     fixed = (tables.rows_per_group, emission, transition, which, lengths, states, score)
     _spread(tables, lambda first, last: paths.viterbi_rows(first, last, *fixed))
@@ -138,13 +138,13 @@ def sample(filtered: Filtered, uniforms: Tensor) -> Tensor:
     _check("uniforms", uniforms, (*uniforms.shape[:1], rows, frames))
     if tables.emission.device.type != "cpu":
         return scan.sample(filtered, uniforms)
-    _, transition, which, lengths = _arrays(tables)
+    _, transition, which, lengths = tables.arrays
     drawn = np.zeros(uniforms.shape, np.int64)
     log_row = np.full(rows, -1)
     log_row[filtered.log_rows.numpy()] = np.arange(len(filtered.log_rows))
     found = (filtered.alpha.numpy(), log_row, filtered.log_alpha.numpy(), filtered.log_evidence.numpy())
     share, steps = tables.rows_per_group, filtered.steps.numpy()
-    paths.sample_rows(share, transition, steps, which, lengths, *found, _array(uniforms), drawn)
+    paths.sample_rows(share, transition, steps, which, lengths, *found, as_array(uniforms), drawn)
     return torch.from_numpy(drawn)
 
 
@@ -161,7 +161,7 @@ def predict_next(filtered: Filtered) -> Tensor:
     tables = filtered.tables
     if tables.emission.device.type != "cpu":
         return scan.predict_next(filtered)
-    emission, transition, which, lengths = _arrays(tables)
+    emission, transition, which, lengths = tables.arrays
     rows, frames, states = emission.shape
     predicted, share = np.zeros((rows, frames - 1, states)), tables.rows_per_group
     kernel.predict_rows(share, filtered.steps.numpy(), which, lengths, filtered.alpha.numpy(), predicted)
@@ -177,14 +177,6 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
             f"Chains of this size need {name} of shape {tuple(shape)} and dtype torch.float64, not "
             f"{tuple(value.shape)} and {value.dtype}. Make {name} for the rows of these chains."
         )
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
-
-
-def _arrays(tables: ChainTables) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return _array(tables.emission), _array(tables.transition), _array(tables.which), _array(tables.row_lengths())
 
 
 def _cuts(tables: ChainTables) -> list[tuple[int, int]]:

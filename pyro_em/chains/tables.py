@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ChainTables", "Filtered", "Smoothed"]
+__all__ = ["ChainTables", "Filtered", "Smoothed", "as_array"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,12 @@ class ChainTables:
         """How many rows share one group of matrices, R / G."""
         return self.emission.shape[0] // self.transition.shape[0]
 
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`emission`, `transition`, `which` and the lengths of all rows, as the compiled passes take them."""
+        emission, transition = as_array(self.emission), as_array(self.transition)
+        return emission, transition, as_array(self.which), as_array(self.row_lengths())
+
     def row_lengths(self) -> Tensor:
         """`lengths`, or T for every row; shape (R,)."""
         if self.lengths is not None:
@@ -116,6 +124,11 @@ class Smoothed:
 
     marginal: Tensor
     pairwise: Tensor
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The same numbers without gradients, row by row in memory."""
+    return tensor.detach().contiguous().numpy()
 
 
 def _misfit(name: str, wanted: str, value: Tensor) -> ValueError:

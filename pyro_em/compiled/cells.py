@@ -50,24 +50,34 @@ class Book:
     variance: Tensor | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of cells C."""
         return len(next(iter(self.groups.values())))
 
-    @property
+    @cached_property
     def location(self) -> str | None:
         """The argument that shifts with the data."""
         return next((a.name for a in self.family.args if a.location), None)
 
+    @cached_property
+    def spreads(self) -> frozenset[str]:
+        """The arguments that shrink to nothing about one datum."""
+        return frozenset(a.name for a in self.family.args if a.spread)
+
     def values(self, coordinates: Coordinates, theta: Tensor) -> dict[str, Tensor]:
         """Each argument's values at theta, shape (G, *block)."""
-        sources = {
-            link: theta if link == "identity" else linked(coordinates, theta, link) for link in set(self.links.values())
-        }
-        if len(self.constants):
-            sources = {link: torch.cat([source, self.constants]) for link, source in sources.items()}
+        sources = {link: self._source(coordinates, theta, link) for link in self._links}
         return {name: picked(sources[self.links[name]], rows, self.spans[name]) for name, rows in self.rows.items()}
+
+    def _source(self, coordinates: Coordinates, theta: Tensor, link: str) -> Tensor:
+        """What an argument's positions count in: theta through its link, and the constants."""
+        source = theta if link == "identity" else linked(coordinates, theta, link)
+        return torch.cat([source, self.constants]) if self.constants.numel() else source
+
+    @cached_property
+    def _links(self) -> frozenset[str]:
+        return frozenset(self.links.values())
 
     @cached_property
     def spans(self) -> dict[str, int | None]:
@@ -88,7 +98,7 @@ class Book:
     def cells(self, name: str, stats: Tensor, values: Mapping[str, Tensor], pseudo: Tensor | None) -> Cells:
         """The statistics as the maximiser of one argument sees them."""
         group = None if self.own[name] else self.groups[name]
-        return Cells(stats, self.spread(values), group, len(self.rows[name]), pseudo)
+        return Cells(stats, self.spread(values), group, self.rows[name].shape[0], pseudo)
 
     @cached_property
     def own(self) -> dict[str, bool]:
@@ -130,7 +140,10 @@ def stretch(index: Tensor) -> int | None:
 
 def picked(source: Tensor, index: Tensor, start: int | None) -> Tensor:
     """``source[index]``, as a view where the index is a stretch."""
-    return source[index] if start is None else source[start : start + index.numel()].view(index.shape)
+    if start is None:
+        return source[index]
+    flat = source[start : start + index.numel()]
+    return flat if index.dim() == 1 else flat.view(index.shape)
 
 
 def books_of(sites: Sequence[ProbedSite], coordinates: Coordinates) -> list[Book]:

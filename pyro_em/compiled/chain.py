@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
+from pyro_em.compiled.constant import Constant
 from pyro_em.compiled.desk import Desk
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.evaluate import ALL
@@ -15,6 +18,7 @@ from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
 from pyro_em.compiled.heard import Heard, hear
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.graph.line import Line, line_of
 from pyro_em.graph.wiring import Place, Wiring, wire
 from pyro_em.probing import Stack
 
@@ -70,36 +74,49 @@ class Chain:
 
     def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
         """Add expected statistics to the tally; the log evidence without base measures, and its spread."""
-        tables = [self._table(i, point).requires_grad_() for i in range(len(self.factors))]
-        with torch.enable_grad():
-            leaves = [self._over_rows(i, t) for i, t in enumerate(tables)]
-            rows = self.wiring.log_evidence(leaves, self.heard.lengths)
-            total = (rows if self.weights is None else rows * self.weights).sum() * self.scale
-            value = float(total.detach())
-            if value == -torch.inf:
-                return value, 0.0
-            found = torch.autograd.grad(total, leaves)
+        potentials = [self._over_rows(i, self._table(i, point)) for i in range(len(self.factors))]
+        rows, found = self._way.smooth(potentials, self._row_weights, self.heard.lengths)
+        value = float(rows @ self._row_weights)
+        if value == -torch.inf:
+            return value, 0.0
         for i, weights in enumerate(found):
             self._count(i, weights, tally)
-        return value, float(rows.detach().square().sum().sqrt()) * self.scale
+        return value, float(rows @ rows) ** 0.5 * self.scale
+
+    @cached_property
+    def _way(self) -> Line | Wiring:
+        """What smooths it."""
+        return line_of(self.wiring) or self.wiring
+
+    @cached_property
+    def _row_weights(self) -> Tensor:
+        """How often each row counts, with the scale, shape (R,)."""
+        ones = torch.ones(self.wiring.frames.num_rows, dtype=torch.float64)
+        return self.scale * (ones if self.weights is None else self.weights)
+
+    @cached_property
+    def _constants(self) -> dict[int, Constant]:
+        """Factors with one table for all rows, by position."""
+        cellular = [(i, f) for i, f in enumerate(self.factors) if isinstance(f, TensorFactor) and not f.is_augmented]
+        return {i: Constant.of(f) for i, f in cellular if f.is_constant and self.flats[i] is None}
 
     def _table(self, i: int, point: Point) -> Tensor:
         """Log-densities of a stack, shape (rows or 1, K)."""
         factor, flat = self.factors[i], self.flats[i]
+        if i in self._constants:
+            return threshold(self._constants[i].table(point), -1e29, -torch.inf).unsqueeze(0)
         if flat is None:
             table = point.table(factor, ALL)
             rows = factor.num_rows if isinstance(factor, ElementFactor) else len(table)
             return torch.where(table < -1e29, -torch.inf, table).expand(rows, factor.num_states)
         matrix, offset = flat.coefficients(point, factor.num_states)
-        least = float(torch.minimum(matrix.min(), offset.min()))
         matrix, offset = matrix.to(flat.dtype), offset.clamp_min(-1e30).to(flat.dtype)
         if i in self.kept:
             table = torch.addmm(offset.T, self.kept[i], matrix.T)
         else:
             desk = Desk(flat.dtype)
             table = torch.cat([torch.addmm(offset.T, flat.features(r, desk), matrix.T) for r in self._blocks(i)])
-        table = table if least > -1e29 else torch.where(table < -1e29, -torch.inf, table)
-        return table.to(torch.float64)
+        return threshold(table, -1e29, -torch.inf, inplace=True).to(torch.float64)
 
     def _blocks(self, i: int) -> list[slice]:
         flat, count = self.flats[i], self.factors[i].num_rows
@@ -130,6 +147,9 @@ class Chain:
             alike = [axis for axis, size in enumerate(self._rows(factor)) if size == 1]
             weights = weights.sum(alike) if alike else weights
         weights = weights.reshape(-1, factor.num_states)
+        if i in self._constants:
+            self._constants[i].count(weights.sum(0), tally.stats)
+            return
         if flat is None:
             tally.add(factor, weights, ALL)
             return

@@ -33,7 +33,7 @@ def reference(book: Book, argument: str) -> Tensor | None:
 
 def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) -> Tensor | None:
     """Which values of a spread argument are nothing, shape (G,); ``None`` for other arguments."""
-    if not next(a for a in book.family.args if a.name == argument).spread:
+    if argument not in book.spreads:
         return None
     data = reference(book, argument)
     if data is None:
@@ -46,7 +46,7 @@ def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) ->
 def at_floor(book: Book, argument: str, values: Tensor, slack: float) -> bool:
     """Whether some variance of a spread argument is at most ``slack`` times its floor."""
     data = reference(book, argument)
-    if data is None or not next(a for a in book.family.args if a.name == argument).spread:
+    if data is None or argument not in book.spreads:
         return False
     if values.dim() > 1:
         unit = data.clamp_min(torch.finfo(data.dtype).tiny).sqrt()

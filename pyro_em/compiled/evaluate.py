@@ -11,7 +11,7 @@ from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.sparse import SparseFactor
 
-__all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "design", "features", "table"]
+__all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "features", "table"]
 
 ALL = slice(None)
 
@@ -100,15 +100,6 @@ def _base(factor: TensorFactor, rows: slice) -> Tensor:
     return factor.book.family.base_measure(x.movedim(list(range(3, 3 + rank)), list(range(rank))))
 
 
-def design(factor: TensorFactor) -> Tensor:
-    """Features, ones and masks of a factor whose rows are alike, shape (K, E, S + 1): its table is linear in them."""
-    t = features(factor, ALL, torch.float64)[:, 0].movedim(0, -1)
-    full = t.expand(factor.num_states, t.shape[1], t.shape[2])
-    whole = torch.cat([full, torch.ones_like(full[..., :1])], -1)
-    whole = whole if factor.mask is None else whole * factor.mask[0].unsqueeze(-1)
-    return whole if factor.multiplicity is None else whole * factor.multiplicity.unsqueeze(-1)
-
-
 @dataclass(frozen=True)
 class Dense:
     """A dense factor's coefficients as one matrix.
@@ -124,13 +115,7 @@ class Dense:
 
 def dense(factor: TensorFactor, coefficients: Tensor) -> Dense:
     """Coefficients over states and (feature, element) pairs."""
-    if factor.in_order:
-        own = coefficients.view(factor.num_states, -1, coefficients.shape[1])
-    else:
-        own = coefficients[factor.cell[0]]
-    own = own.expand(factor.num_states, *own.shape[1:]) if own.shape[0] == 1 else own
-    matrix = own[..., :-1].transpose(1, 2).flatten(1)
-    last = own[..., -1]
+    matrix, last = coefficients.take(factor.entries), coefficients.take(factor.counted)
     if factor.mask is None:
         return Dense(matrix, last.sum(1, keepdim=True))
     counts = last if factor.mask.shape[2] > 1 else last.sum(1, keepdim=True)

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.cells import Book, stretch
+from pyro_em.compiled.cells import Book
 from pyro_em.graph import Plate, Variable
 from pyro_em.probing import SiteParts, Stack
 
@@ -65,15 +65,23 @@ class TensorFactor:
         return prod(v.size for v in self.scope)
 
     @cached_property
-    def in_order(self) -> bool:
-        """Whether states and elements use the book's cells one after the other, all of them."""
-        alike = self.cell.shape[0] == 1 and self.cell.shape[1] == self.num_states
-        return alike and self.cell.numel() == self.book.size and stretch(self.cell) == 0
-
-    @cached_property
     def num_features(self) -> int:
         """Number of sufficient statistics S of one element."""
         return len(self.book.family.features(torch.zeros([*self.x.shape[3:], 1], dtype=torch.float64)))
+
+    @cached_property
+    def entries(self) -> Tensor:
+        """Where a dense factor's coefficients stand among those of its book, in one row: shape (K, S * E)."""
+        return (self._starts.unsqueeze(1) + torch.arange(self.num_features).unsqueeze(-1)).flatten(1)
+
+    @cached_property
+    def counted(self) -> Tensor:
+        """Where the last coefficients stand, by which counts are multiplied: shape (K, E)."""
+        return self._starts + self.num_features
+
+    @property
+    def _starts(self) -> Tensor:
+        return self.cell[0].expand(self.num_states, -1).contiguous() * (self.num_features + 1)
 
     @cached_property
     def width(self) -> int:

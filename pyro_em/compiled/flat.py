@@ -46,22 +46,19 @@ class Flat:
 
     def coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
         """What multiplies the features, float64, shape (K, all S * E), and what is added, shape (K, 1)."""
-        offset = torch.zeros(states, 1, dtype=torch.float64)
-        parts = [dense(f, point.coefficients[id(f.book)]) for f in self.factors]
-        for part in parts:
-            offset = offset + part.constant
-        return torch.cat([p.matrix for p in parts], 1) if parts else torch.zeros(states, 0), offset
+        if not self.factors:
+            return torch.zeros(states, 0), torch.zeros(states, 1, dtype=torch.float64)
+        first, *others = (dense(f, point.coefficients[id(f.book)]) for f in self.factors)
+        if not others:
+            return first.matrix, first.constant
+        parts = (first, *others)
+        return torch.cat([p.matrix for p in parts], 1), torch.stack([p.constant for p in parts]).sum(0)
 
     def collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand expected features (K, all S * E) and counts (K,) to the cells they belong to."""
-        for f, part in zip(self.factors, sums.split([f.width for f in self.factors], 1), strict=True):
-            elements = f.cell.shape[2]
-            size = part.shape[1] - (0 if f.mask is None else f.mask.shape[2])
-            count = counts[:, None] if f.mask is None else part[:, size:]
-            by_feature = part[:, :size].reshape(len(part), -1, elements)
-            values = torch.cat([by_feature, count.expand(-1, elements).unsqueeze(1)], 1).transpose(1, 2)
-            if f.in_order:
-                stats[id(f.book)].add_(values.reshape(f.book.size, -1))
-                continue
-            cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
-            stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
+        parts = sums.split([f.width for f in self.factors], 1) if len(self.factors) > 1 else [sums]
+        for f, part in zip(self.factors, parts, strict=False):
+            own, size = stats[id(f.book)], f.entries.shape[1]
+            count = counts.unsqueeze(1) if f.mask is None else part[:, size:]
+            own.put_(f.entries, part if f.mask is None else part[:, :size], accumulate=True)
+            own.put_(f.counted, count.expand(f.counted.shape), accumulate=True)

@@ -15,7 +15,7 @@ from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
-from pyro_em.compiled.solve import Guard, is_closed, solve_in_turn, solve_jointly
+from pyro_em.compiled.solve import Guard, Solver, solver_of
 from pyro_em.probing import LINKS, Coordinates
 
 __all__ = ["Maximiser"]
@@ -73,8 +73,7 @@ class Maximiser:
         for i, blocks in self._blocks.items():
             book = self.books[i]
             values = book.values(self.coordinates, theta)
-            solver = solve_jointly if i in self._joint else solve_in_turn
-            solver(book, blocks, stats[i], values, self.guard)
+            self._solvers[i](book, blocks, stats[i], values, self.guard)
             for block in blocks:
                 self._write(book, block, values[block.argument], theta)
         return torch.where(torch.isfinite(theta), theta, old)  # what no datum speaks of stays as it was
@@ -98,9 +97,9 @@ class Maximiser:
         return found
 
     @cached_property
-    def _joint(self) -> frozenset[int]:
-        """Books whose arguments need Newton's method and vary together, so that it can take all of them at once."""
-        return frozenset(i for i, blocks in self._blocks.items() if _vary_together(self.books[i], blocks))
+    def _solvers(self) -> dict[int, Solver]:
+        """How, by book."""
+        return {i: solver_of(self.books[i], blocks) for i, blocks in self._blocks.items()}
 
     def _write(self, book: Book, block: Block, values: Tensor, theta: Tensor) -> None:
         link, rows = LINKS[book.links[block.argument]], book.rows[block.argument]
@@ -122,13 +121,6 @@ class Maximiser:
         else:
             inside = rows < len(theta)
             theta[rows[inside]] = found[inside]
-
-
-def _vary_together(book: Book, blocks: list[Block]) -> bool:
-    if len(blocks) < 2 or any(b.pseudo is not None or not b.all_free for b in blocks):
-        return False
-    groups = [book.groups[b.argument] for b in blocks]
-    return all(torch.equal(groups[0], g) for g in groups[1:]) and not is_closed(book, blocks)
 
 
 def _close(new: Tensor, old: Tensor) -> bool:

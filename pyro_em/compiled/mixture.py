@@ -12,16 +12,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_em.compiled.constant import Constant
 from pyro_em.compiled.desk import Desk
-from pyro_em.compiled.evaluate import design, table
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
+from pyro_em.compiled.mixture_kernel import add_rows
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 
 __all__ = ["Mixture", "MixtureTotals"]
 
 BLOCK = 2**18  # entries of the features of one block: two megabytes in float64
 KEEP = 2**22  # bytes of features that are kept instead of being made anew
+SMALL = 2**16  # rows that one thread takes in one compiled pass
+SMALL_ENTRIES = {torch.float64: 512, torch.float32: 48}  # of the coefficients: beyond, matrix products are faster
+ONES = torch.ones(1, dtype=torch.float64)
 UNDERFLOW = -60.0  # exponentials below this are slow in float32, and beyond its precision
 
 
@@ -39,24 +43,25 @@ class Mixture:
 
     Attributes:
         flat: factors whose table is a matrix product, computed in its precision.
-        constant: factors with one table for all rows, and ``designs``, what their coefficients are multiplied by.
+        constants: factors with one table for all rows.
         general: the others.
         weights: of the rows, zero where no datum informs; ``None`` for ones.
         scale: of the whole.
         num_rows: number of data n.
         blocks: the ranges of rows that are taken at a time.
         kept: features of each block, shape (rows, S * E), where there is room to keep them.
+        small: features of all data, shape (S * E, n), where one compiled pass is faster than a dozen calls.
     """
 
     flat: Flat
-    constant: tuple[TensorFactor, ...]
+    constants: tuple[Constant, ...]
     general: tuple[AnyFactor, ...]
     weights: Tensor | None
     scale: float
     num_rows: int
     blocks: tuple[slice, ...]
     kept: tuple[Tensor, ...]
-    designs: tuple[tuple[Tensor, Tensor], ...]
+    small: Tensor | None = None
 
     @classmethod
     def of(cls, factors: Sequence[AnyFactor], weights: Tensor | None, scale: float) -> Mixture:
@@ -70,10 +75,13 @@ class Mixture:
         width = flat.width + max((f.num_states * f.x[0].numel() for f in by_row), default=0)
         step = max(512, min(16384, BLOCK // max(width, factors[0].num_states, 1)))
         blocks = tuple(slice(a, min(a + step, num_rows)) for a in range(0, num_rows, step))
-        designs = tuple(_with_base(f) for f in constant)
-        self = cls(flat, constant, general, weights, scale, num_rows, blocks, (), designs)
+        constants = tuple(Constant.of(f) for f in constant)
+        self = cls(flat, constants, general, weights, scale, num_rows, blocks, ())
         if width * num_rows * flat.dtype.itemsize > KEEP:
             return self
+        entries = width * factors[0].num_states
+        if flat.factors and not general and num_rows <= SMALL and entries <= SMALL_ENTRIES[flat.dtype]:
+            return replace(self, small=flat.features(slice(0, num_rows), Desk(flat.dtype)).T.contiguous())
         return replace(self, kept=tuple(flat.features(rows, Desk(flat.dtype)) for rows in blocks))
 
     @property
@@ -83,10 +91,26 @@ class Mixture:
 
     def expect(self, point: Point, tally: Tally) -> MixtureTotals:
         """One pass: add expected statistics to the tally and return the totals."""
-        states = (*self.flat.factors, *self.constant, *self.general)[0].num_states
+        states = (*self.flat.factors, *(c.factor for c in self.constants), *self.general)[0].num_states
         matrix, offset = self._coefficients(point, states)
-        sums = torch.zeros_like(matrix, dtype=torch.float64)
+        sums = torch.zeros_like(matrix)
         counts = torch.zeros(states, dtype=torch.float64)
+        if self.small is None:
+            totals = self._by_blocks(matrix, offset, sums, counts, point, tally)
+        else:
+            weights = ONES if self.weights is None else self.weights
+            tensors = (self.small, matrix, offset.squeeze(1), weights, sums, counts)
+            totals = MixtureTotals(*add_rows(*(t.numpy() for t in tensors)))
+        if self.scale != 1.0:
+            sums, counts = sums * self.scale, counts * self.scale
+        self._collect(sums, counts, tally.stats)
+        return MixtureTotals(totals.log_evidence * self.scale, totals.squares)
+
+    def _by_blocks(
+        self, matrix: Tensor, offset: Tensor, sums: Tensor, counts: Tensor, point: Point, tally: Tally
+    ) -> MixtureTotals:
+        """Add expected features to ``sums`` and counts to ``counts``, block after block."""
+        matrix, offset = matrix.to(self.dtype), offset.to(self.dtype)
         evidence = squares = 0.0
         clamp = self.dtype == torch.float32 and float(matrix.min() if matrix.numel() else 0.0) > -1e29
         desk = Desk(self.dtype)
@@ -113,39 +137,18 @@ class Mixture:
                 sums += posterior @ block
             counts += posterior.sum(1)
             for f in self.general:
-                tally.add(f, posterior.T.to(torch.float64) * self.scale, rows)
-        if self.scale != 1.0:
-            sums, counts = sums * self.scale, counts * self.scale
-        self._collect(sums, counts, tally.stats)
-        return MixtureTotals(evidence * self.scale, squares)
+                own = posterior.T.to(torch.float64)
+                tally.add(f, own if self.scale == 1.0 else own * self.scale, rows)
+        return MixtureTotals(evidence, squares)
 
     def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
-        offset = torch.zeros(states, 1, dtype=torch.float64)
-        for f, (linear, base) in zip(self.constant, self.designs, strict=True):
-            whole = point.coefficients[id(f.book)]
-            own = whole[None] if f.cell.numel() == 1 == f.book.size else whole[f.cell[0]]
-            offset = offset + (own * linear).sum((1, 2)).unsqueeze(1) + base
-        matrix, constant = self.flat.coefficients(point, states)
-        return matrix.to(self.flat.dtype), (offset + constant).clamp_min(-1e30).to(self.flat.dtype)
+        matrix, offset = self.flat.coefficients(point, states)
+        for c in self.constants:
+            offset = offset + c.table(point).unsqueeze(1)
+        return matrix, offset.clamp_min(-1e30)
 
     def _collect(self, sums: Tensor, counts: Tensor, stats: dict[int, Tensor]) -> None:
         """Hand the sums of all blocks to the cells they belong to."""
         self.flat.collect(sums, counts, stats)
-        for f, (linear, _) in zip(self.constant, self.designs, strict=True):
-            values = counts[:, None, None] * linear
-            if f.cell.numel() == 1 == f.book.size:
-                stats[id(f.book)].add_(values.sum((0, 1)))
-                continue
-            cell = f.cell[0].expand(values.shape[:-1]).reshape(-1)
-            stats[id(f.book)].index_add_(0, cell, values.reshape(len(cell), -1))
-
-
-def _with_base(factor: TensorFactor) -> tuple[Tensor, Tensor]:
-    """A constant factor's design, and what its data's dependence on the state adds, shape (K, 1)."""
-    linear = design(factor)
-    zero = torch.zeros(1, linear.shape[-1], dtype=torch.float64)
-    states = torch.zeros(factor.num_states, 1, dtype=torch.float64)
-    if factor.x.shape[1] == 1:
-        return linear, states
-    zeros = zero.expand(factor.book.size, -1)
-    return linear, states + table(factor, zeros, slice(None), {}).T
+        for c in self.constants:
+            c.count(counts, stats)

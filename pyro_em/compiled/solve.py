@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,11 +15,14 @@ from pyro_em.families import Cells
 from pyro_em.families.newton import newton
 from pyro_em.probing import Coordinates
 
-__all__ = ["Guard", "is_closed", "solve_in_turn", "solve_jointly"]
+__all__ = ["Guard", "Solver", "is_closed", "solver_of"]
 
 SWEEPS = 200
 STILL = 1e-13
 EMPTY = 1e-10  # data that a component holds when it has run out of them
+
+
+Solver = Callable[[Book, Sequence[Block], Tensor, dict[str, Tensor], "Guard"], None]
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,14 @@ class Guard:
         """
         if block.argument != book.location:
             return
-        counts = cells.pool(cells.stats[:, -1])
-        living = self.living.setdefault((id(book), block.argument), counts > 1.0)
+        counts, key = cells.pool(cells.stats[:, -1]), (id(book), block.argument)
+        if key not in self.living:
+            self.living[key] = counts > 1.0
+        if self.floor or float(counts.min()) >= EMPTY:
+            return
+        living = self.living[key]
         empty = living & block.free & (counts < EMPTY)
-        if not self.floor and bool(empty.any()):
+        if bool(empty.any()):
             living &= ~empty  # it is said once: the caller may go on without them
             g = int(empty.nonzero()[0, 0])
             raise ran_out(book, block.argument, g, float(counts[g]), self.coordinates)
@@ -80,13 +87,22 @@ class Guard:
         return values
 
 
+def solver_of(book: Book, blocks: Sequence[Block]) -> Solver:
+    """The least work that maximises over all of them."""
+    if _vary_together(book, blocks):
+        return solve_jointly
+    return solve_in_turn if _is_coupled(book, blocks) else _solve_once
+
+
+def _solve_once(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
+    """Maximise over each argument given those before it, in place; what no datum speaks of may be NaN in the last."""
+    for block in blocks:
+        found, old = _conditional(book, block, stats, values, guard), values[block.argument]
+        values[block.argument] = found if block.all_free and block is blocks[-1] else _kept(block, found, old)
+
+
 def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
     """Maximise over each argument given the others, in place, until nothing moves."""
-    if not _is_coupled(book, blocks):
-        for block in blocks:
-            found, old = _conditional(book, block, stats, values, guard), values[block.argument]
-            values[block.argument] = found if block.all_free and block is blocks[-1] else _kept(block, found, old)
-        return
     for sweep in range(SWEEPS):
         before = dict(values)
         for block in blocks:
@@ -106,6 +122,14 @@ def solve_jointly(book: Book, blocks: Sequence[Block], stats: Tensor, values: di
     for block in blocks:
         n = block.argument
         values[n] = _kept(block, guard.checked(book, block, _relative(book, n, found[n], 1), cells), values[n])
+
+
+def _vary_together(book: Book, blocks: Sequence[Block]) -> bool:
+    """Whether the arguments need Newton's method and vary together, so that it can take all of them at once."""
+    if len(blocks) < 2 or any(b.pseudo is not None or not b.all_free for b in blocks):
+        return False
+    groups = [book.groups[b.argument] for b in blocks]
+    return all(torch.equal(groups[0], g) for g in groups[1:]) and not is_closed(book, blocks)
 
 
 def is_closed(book: Book, blocks: Sequence[Block]) -> bool:
@@ -158,7 +182,9 @@ def _kept(block: Block, found: Tensor, old: Tensor) -> Tensor:
 
 def _relative(book: Book, name: str, values: Tensor, sign: int) -> Tensor:
     """A location relative to the origin (sign -1) or back (1); other arguments as they are."""
-    return values + sign * book.shift if name == book.location and book.shift is not None else values
+    if name != book.location or book.shift is None:
+        return values
+    return torch.add(values, book.shift, alpha=sign)
 
 
 def _shifted(pseudo: Tensor, shift: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book
+from pyro_em.compiled.sparse_kernel import add_transposed, multiply_rows
 from pyro_em.errors import ModelError
 from pyro_em.families.categorical import OneHotCategorical
 from pyro_em.graph import Plate, Variable
@@ -39,7 +41,6 @@ class SparseFactor:
     mask: Tensor | None = None
     multiplicity: Tensor | None = None
     stack: Stack | None = None
-    blocks: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     is_dense = False
     is_constant = False
@@ -55,24 +56,25 @@ class SparseFactor:
         """Number of states K."""
         return prod(v.size for v in self.scope)
 
-    def block(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """A range of rows and its transpose, both CSR, made once."""
-        start, stop, _ = rows.indices(self.num_rows)
-        if (start, stop) not in self.blocks:
-            part = self.x if stop - start == self.num_rows else _rows(self.x, start, stop)
-            turned = part.to_sparse_coo().t().coalesce().to_sparse_csr()
-            self.blocks[start, stop] = part, turned
-        return self.blocks[start, stop]
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any, Any]:
+        """Where each row starts, the column of each entry, and the entry."""
+        return self.x.crow_indices().numpy(), self.x.col_indices().numpy(), self.x.values().numpy()
 
     def table(self, coefficients: Tensor, rows: slice) -> Tensor:
         """Log-densities without the base measure, shape (n, K)."""
         own = coefficients[self.cell[0, :, 0]].expand(self.num_states, -1)
-        return self.block(rows)[0] @ own[:, :-1].T.contiguous() + own[:, -1]
+        first, stop, _ = rows.indices(self.num_rows)
+        out = torch.empty(stop - first, self.num_states, dtype=torch.float64)
+        parts = own[:, :-1].T.contiguous(), own[:, -1].contiguous(), out
+        multiply_rows(first, *self._arrays, *(t.numpy() for t in parts))
+        return out
 
     def add_stats(self, weights: Tensor, stats: Tensor, rows: slice) -> None:
         """Add expected counts, in place; ``weights`` has shape (n, K)."""
-        sums = (self.block(rows)[1] @ weights.contiguous()).T
-        values = torch.cat([sums, weights.sum(0).unsqueeze(1)], 1)
+        sums = torch.zeros(self.x.shape[1], self.num_states, dtype=torch.float64)
+        add_transposed(rows.indices(self.num_rows)[0], *self._arrays, weights.contiguous().numpy(), sums.numpy())
+        values = torch.cat([sums.T, weights.sum(0).unsqueeze(1)], 1)
         stats.index_add_(0, self.cell[0, :, 0].expand(self.num_states), values)
 
     @cached_property
@@ -103,13 +105,10 @@ def sparse_factor(parts: SiteParts, book: Book) -> SparseFactor:
             f"Site {parts.name!r} observes sparse data. They are taken for a Multinomial in one plate, with one latent "
             "in that plate, and no mask. Use .to_dense() elsewhere."
         )
+    columns = parts.data.col_indices()
+    if columns.numel() and not (int(columns.min()) >= 0 and int(columns.max()) < parts.data.shape[1]):
+        raise ModelError(  # memory is read by these numbers, unchecked
+            f"Site {parts.name!r} observes sparse data of {parts.data.shape[1]} columns with indices from "
+            f"{int(columns.min())} to {int(columns.max())}. Build it with check_invariants=True to see where."
+        )
     return SparseFactor(parts.name, book, plates, parts.scope, parts.data.to(torch.float64), cell.reshape(1, -1, 1))
-
-
-def _rows(x: Tensor, start: int, stop: int) -> Tensor:
-    crow = x.crow_indices()[start : stop + 1]
-    part = slice(int(crow[0]), int(crow[-1]))
-    shape = (stop - start, x.shape[1])
-    return torch.sparse_csr_tensor(
-        crow - crow[0], x.col_indices()[part], x.values()[part], shape, check_invariants=False
-    )

@@ -245,7 +245,7 @@ class EM:
         status, seems_done = self._outcome(new)
         if status is not Status.RUNNING and not new.engine.agrees():
             return self._by_program(new)
-        return replace(new, status=status, next_check=3 * new.step // 2 if seems_done else new.next_check)
+        return replace(new, status=status, next_check=3 * new.step // 2) if seems_done else new
 
     def _by_program(self, state: EMState) -> EMState:
         """Go on from here by runs of the program: its tensors are not what it says here."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import pad
 
 from pyro_em.families.base import Argument, Cells, Family, log_or_never
 
@@ -43,8 +44,7 @@ class Categorical:
         return torch.zeros_like(x)
 
     def coefficients(self, *, probs: Tensor) -> Tensor:
-        logs = log_or_never(probs)
-        return torch.cat([logs, torch.zeros_like(logs[..., :1])], -1)
+        return pad(log_or_never(probs), (0, 1))
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
         counts = cells.pool(cells.stats[:, :-1])

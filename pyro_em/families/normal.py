@@ -53,9 +53,11 @@ class Normal:
         return x.new_full((), -0.5 * math.log(2 * math.pi)).expand(x.shape)
 
     def coefficients(self, *, loc: Tensor, scale: Tensor) -> Tensor:
-        precision = scale.reciprocal().square()
-        constant = -0.5 * precision * loc * loc - scale.log()
-        return torch.stack(torch.broadcast_tensors(precision * loc, -0.5 * precision, constant), -1)
+        root = scale.reciprocal()
+        precision = root.square()
+        linear = precision * loc
+        constant = torch.addcmul(root.log(), linear, loc, value=-0.5)
+        return torch.stack([linear, (-0.5 * precision).expand_as(linear), constant], -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
         x, xx, n = cells.stats.unbind(-1)
@@ -68,7 +70,7 @@ class Normal:
                 linear, total = linear + cells.pseudo[:, 0], total + cells.pseudo[:, 1]
             return linear / total
         loc = cells.args["loc"]
-        squares, total = cells.pool(xx - 2 * loc * x + loc * loc * n), cells.pool(n)
+        squares, total = cells.pool(torch.addcmul(xx, loc, torch.add(loc * n, x, alpha=-2))), cells.pool(n)
         if cells.pseudo is not None:
             squares, total = squares + cells.pseudo[:, 0], total + cells.pseudo[:, 1]
         return (squares.clamp_min(0.0) / total).sqrt()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -70,6 +71,11 @@ class Wiring:
     picks: dict[int, tuple[Tensor, Tensor]]
     padding: Tensor | None
 
+    @cached_property
+    def num_transitions(self) -> int:
+        """Number of distinct transitions M."""
+        return int(self.which.max()) + 1 if len(self.which) else 1
+
     def tables(self, potentials: Sequence[Tensor], lengths: Tensor | None = None) -> Wired:
         """The tables.
 
@@ -101,6 +107,20 @@ class Wiring:
             return by_hub
         return total_over_hubs(by_hub.reshape(self.frames.num_hubs, -1) + wired.hub)
 
+    def smooth(
+        self, potentials: Sequence[Tensor], weights: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The log evidence of each row, (R,), and the gradients of its sum, weighted by row, in every potential.
+
+        Where no row is possible there are no gradients.
+        """
+        leaves = [p.detach().requires_grad_() for p in potentials]
+        with torch.enable_grad():
+            rows = self.log_evidence(leaves, lengths)
+        if bool((rows == -torch.inf).all()):
+            return rows.detach(), []
+        return rows.detach(), list(torch.autograd.grad(rows, leaves, weights))
+
     def _emission(self, potentials: Sequence[Tensor]) -> Tensor:
         """Shape (H or 1, R or 1, T, S)."""
         count, states = len(self.frames.frames), self.frames.num_states
@@ -119,7 +139,7 @@ class Wiring:
 
     def _transition(self, potentials: Sequence[Tensor]) -> Tensor:
         """Shape (H or 1, R or 1, M, S, S)."""
-        states, count = self.frames.num_states, int(self.which.max()) + 1 if len(self.which) else 1
+        states, count = self.frames.num_states, self.num_transitions
         total: Tensor | None = None
         for i, (target, source) in self.picks.items():
             own = _padded(_arranged(potentials[i], self.places[i], self.frames), 2, states)

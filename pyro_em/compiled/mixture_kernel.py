@@ -1,0 +1,102 @@
+"""The E-step of a small mixture in one pass, compiled: for few features and states, calls cost more than arithmetic.
+
+States are the rows of every matrix, and a tile of data stays in the nearest cache from its log-densities to its share
+of the sums. Everything is computed in float64, whatever the features are kept in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pyro_em.chains.arithmetic import Array, exponentiate, logarithm
+
+__all__ = ["add_rows"]
+
+TILE = 128  # data at a time
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _log_densities(features: Array, start: int, matrix: Array, offset: Array, logs: Array, top: Array) -> None:
+    """logs = matrix @ features + offset, minus the largest entry of each datum, which is left in `top`."""
+    states, count = logs.shape
+    width = matrix.shape[1]
+    for k in range(states):
+        row = logs[k]
+        row[:] = offset[k]
+        f = 0
+        while f + 1 < width:  # two features at a time: `row` is read and written once for both
+            a, x = matrix[k, f], features[f, start : start + count]
+            b, y = matrix[k, f + 1], features[f + 1, start : start + count]
+            for r in range(count):
+                row[r] += a * x[r] + b * y[r]
+            f += 2
+        if f < width:
+            a, x = matrix[k, f], features[f, start : start + count]
+            for r in range(count):
+                row[r] += a * x[r]
+        for r in range(count):
+            top[r] = row[r] if k == 0 or row[r] > top[r] else top[r]
+    for k in range(states):
+        for r in range(count):
+            logs[k, r] -= top[r]
+
+
+# The order of sums over data is left to the compiler, which makes several at a time.
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _add_posterior(features: Array, start: int, posterior: Array, scale: Array, sums: Array, counts: Array) -> None:
+    states, count = posterior.shape
+    for k in range(states):
+        row, total = posterior[k], 0.0
+        for r in range(count):
+            row[r] *= scale[r]
+            total += row[r]
+        counts[k] += total
+        for f in range(features.shape[0]):
+            x, total = features[f, start : start + count], 0.0
+            for r in range(count):
+                total += row[r] * x[r]
+            sums[k, f] += total
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _add_terms(terms: Array, weights: Array) -> tuple[float, float]:
+    evidence, squares = 0.0, 0.0
+    for r in range(terms.size):
+        squares += terms[r] * terms[r]
+        evidence += terms[r] * weights[r]
+    return evidence, squares
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def add_rows(
+    features: Array, matrix: Array, offset: Array, weights: Array, sums: Array, counts: Array
+) -> tuple[float, float]:
+    """Add expected features (K, F) and counts (K,) of all data, in place; the log evidence and its squared terms.
+
+    `features` has shape (F, n), `matrix` (K, F), `offset` (K,), `weights` (n,), or (1,) where all data count alike.
+    """
+    states, num = matrix.shape[0], features.shape[1]
+    room, top, total = np.empty(states * TILE), np.empty(TILE), np.empty(TILE)
+    terms, scale = np.empty(TILE), np.empty(TILE)
+    evidence, squares = 0.0, 0.0
+    for start in range(0, num, TILE):
+        count = min(TILE, num - start)
+        posterior = room[: states * count].reshape(states, count)
+        _log_densities(features, start, matrix, offset, posterior, top[:count])
+        exponentiate(room[: states * count])
+        total[:] = 0.0
+        for k in range(states):
+            for r in range(count):
+                total[r] += posterior[k, r]
+        terms[:] = total
+        logarithm(terms[:count])
+        for r in range(count):
+            terms[r] += top[r]
+            scale[r] = weights[start + r] if weights.size > 1 else weights[0]
+        own, square = _add_terms(terms[:count], scale[:count])
+        evidence, squares = evidence + own, squares + square
+        for r in range(count):
+            scale[r] /= total[r]
+        _add_posterior(features, start, posterior, scale[:count], sums, counts)
+    return evidence, squares
