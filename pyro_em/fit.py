@@ -112,9 +112,9 @@ def fit(
 
 def _start(space: ParamSpace, init: Mapping[str, Tensor] | FitResult | None) -> None:
     if isinstance(init, FitResult):
-        space.assign(init.params, strict=False)
+        space.start_from(init.params, strict=False)
     elif init is not None:
-        space.assign(init)
+        space.start_from(init)
 
 
 def _loop(

@@ -154,6 +154,18 @@ class ParamSpace:
         held = {id(leaves[name].unconstrained) for name in fixed}
         return {n: leaf.unconstrained for n, leaf in self.distinct().items() if id(leaf.unconstrained) not in held}
 
+    def start_from(self, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Write the caller's start values; zeros on the simplex stay zeros from here on.
+
+        Raises:
+            StartError: an unknown name (when ``strict``), a wrong shape, or a value outside its constraint.
+        """
+        leaves = self.leaves()
+        known = {n: torch.as_tensor(v) for n, v in values.items() if n in leaves}
+        unknown = {n: v for n, v in values.items() if n not in leaves}
+        moved = {n: self._zeros.take(n, v, leaves[n].constraint) for n, v in known.items()}
+        self.assign({**unknown, **moved}, strict=strict)
+
     def assign(self, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Write constrained values; all are checked before any is written.
 
@@ -164,11 +176,8 @@ class ParamSpace:
         unknown = [name for name in values if name not in leaves]
         if unknown and strict:
             raise StartError(f"init names {unknown}; the model's parameters are {sorted(leaves)}.")
-        points = {n: self._point(leaves[n], v) for n, v in values.items() if n in leaves}
+        points = {name: leaves[name].unconstrain(v) for name, v in values.items() if name in leaves}
         self.restore(points)
-
-    def _point(self, leaf: Leaf, value: Tensor) -> Tensor:
-        return leaf.unconstrain(self._zeros.take(leaf.name, torch.as_tensor(value), leaf.constraint))
 
     def assign_nearest(self, values: Mapping[str, Tensor]) -> None:
         """Write constrained values that a fit arrived at; on the edge of a constraint, the nearest that has finite

@@ -1,23 +1,24 @@
 """Models with chains: the stacked forward-backward against elimination, brute force and Pyro, in every structure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pytest
 import torch
-from chain_models import LENGTHS, MODELS, N, T
+from chain_models import LENGTHS, MODELS, T
 from oracle import brute_force, pyro_evidence
 from torch import Tensor
 
 import pyro_em.graph.chain
 import pyro_em.probing.stacks
-from pyro_em import EM, FitResult, GradientMStep, fit
-from pyro_em.graph import clique_posteriors, maximise, split
+from pyro_em import EM, FitResult, fit
+from pyro_em.graph import FactorGraph, clique_posteriors, maximise, sample, split
+from pyro_em.graph.eliminate import index_table
 
 every_model = pytest.mark.parametrize("name", MODELS)
-SHORT = 4  # frames of a chain whose joint states can be counted
+SHORT = 3  # frames of a chain whose joint states can be counted
 
 
 def run(name: str, *args: Any, **options: Any) -> FitResult:
@@ -37,13 +38,21 @@ def without_chains(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def short(name: str) -> tuple[Tensor, ...]:
-    """The first rows and times of a model's data."""
+    """The first row and times of a model's data."""
     _, data = MODELS[name]
     if name in ("per_time", "coupled", "uneven"):
         pytest.skip("its parameters know the length of the series")
     if name == "ragged":
-        return data[0][:3, :SHORT], LENGTHS[1:]
-    return tuple(x[:2, :SHORT] if x.dim() > 1 and x.shape[1] == T else x[:SHORT] for x in data)
+        return data[0][:1, :SHORT], LENGTHS[2:3] + 1
+    return tuple(x[:1, :SHORT] if x.dim() > 1 and x.shape[1] == T else x[:SHORT] for x in data)
+
+
+def score(graph: FactorGraph, states: Mapping[str, Tensor]) -> float:
+    """The log-joint of one assignment."""
+    by_variable = {v: states[v.name].unsqueeze(0) for f in graph.factors for v in f.scope}
+    return sum(
+        float(index_table(f.table, f.dims, {v: by_variable[v] for v in f.scope}, 1).sum()) for f in graph.factors
+    )
 
 
 @every_model
@@ -61,7 +70,9 @@ def test_steps_are_those_of_elimination(name: str, monkeypatch: pytest.MonkeyPat
     with without_chains(monkeypatch):
         stepwise = run(name, max_steps=3, tol=0, on_degenerate="floor")
     assert stacked.log_evidence == pytest.approx(stepwise.log_evidence, abs=1e-10)
-    torch.testing.assert_close(stacked.history.objective.tolist(), stepwise.history.objective.tolist(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        stacked.history.objective.tolist(), stepwise.history.objective.tolist(), rtol=1e-12, atol=0
+    )
     for param, value in stepwise.params.items():
         torch.testing.assert_close(stacked.params[param], value, rtol=0, atol=1e-10)
 
@@ -69,13 +80,13 @@ def test_steps_are_those_of_elimination(name: str, monkeypatch: pytest.MonkeyPat
 @every_model
 def test_posteriors_are_those_of_elimination(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = run(name).posterior().graph
-    found, best = clique_posteriors(graph), maximise(graph)
+    found, best = clique_posteriors(graph), score(graph, maximise(graph))
     with without_chains(monkeypatch):
-        expected, same = clique_posteriors(graph), maximise(graph)
+        expected, same = clique_posteriors(graph), score(graph, maximise(graph))
     assert found.log_evidence == pytest.approx(expected.log_evidence, abs=1e-10)
     for one, other in zip(found.weights, expected.weights, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    assert best.keys() == same.keys() and all(torch.equal(best[n], same[n]) for n in best)
+    assert best == pytest.approx(same, abs=1e-10)
 
 
 @every_model
@@ -106,13 +117,24 @@ def test_evidence_is_that_of_pyro(name: str) -> None:
 
 
 @every_model
-def test_the_objective_never_falls(name: str) -> None:
-    history = run(name, max_steps=15, tol=0, on_degenerate="floor").history.objective
-    assert (history.diff().dropna() >= -1e-9 * history.abs().max()).all()
+def test_draws_come_from_the_posterior(name: str) -> None:
+    """The log-probability of a draw is its share of the evidence, and draws are as frequent as they are probable."""
+    torch.manual_seed(0)
+    graph = run(name).posterior().graph
+    states, log_probs = sample(graph, 400)
+    total = sum(p.reshape(400, -1).sum(1) for p in log_probs.values())
+    cliques = clique_posteriors(graph)
+    for i in (0, 399):
+        joint = score(graph, {n: s[i] for n, s in states.items()})
+        assert float(total[i]) == pytest.approx(joint - cliques.log_evidence, abs=1e-9)
+    for factor, weight in zip(graph.factors, cliques.weights, strict=True):
+        if factor.name in graph.variables and len(factor.scope) == 1:
+            drawn = torch.nn.functional.one_hot(states[factor.scope[0].name], factor.scope[0].size).double().mean(0)
+            expected = weight / factor.scale
+            assert ((drawn - expected).abs() <= 5 * (expected * (1 - expected) / 400).sqrt() + 1e-12).all()
 
 
 @every_model
-def test_a_step_is_that_of_the_traced_gradient(name: str) -> None:
-    """Closed forms against L-BFGS on runs of the program."""
-    closed, traced = run(name, max_steps=1), run(name, max_steps=1, m_step=GradientMStep())
-    assert traced.objective == pytest.approx(closed.objective, abs=1e-6)
+def test_the_objective_never_falls(name: str) -> None:
+    history = run(name, max_steps=6, tol=0, on_degenerate="floor").history.objective
+    assert (history.diff().dropna() >= -1e-9 * history.abs().max()).all()

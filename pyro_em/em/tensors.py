@@ -193,7 +193,8 @@ class TensorEngine:
         careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
         with torch.no_grad():
             moved = self.model.coordinates.split(careful.maximise(self.theta, found.stats, found.weights))
-            self.theta = self.model.coordinates.flat({n: self.space.exact(n, v) for n, v in moved.items()})
+            theta = self.model.coordinates.flat({n: self.space.exact(n, v) for n, v in moved.items()})
+            self.theta = torch.where(torch.isfinite(theta), theta, self.theta)  # labels may all be impossible
 
     def is_held(self) -> bool:
         """Whether a spread is at the floor that ``on_degenerate`` asked for, or below."""

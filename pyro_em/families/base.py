@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["Argument", "Augmented", "Cells", "Family", "expected_log_likelihood"]
+__all__ = ["Argument", "Augmented", "Cells", "Family", "expected_log_likelihood", "log_or_never"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,16 @@ class Augmented(Protocol):
     def log_prob(self, x: Tensor, **args: Tensor) -> Tensor:
         """The log-density itself, without the base measure; shape (...)."""
         ...
+
+
+# The logarithm of what cannot be: finite, so that nothing times it is nothing, and beyond any data.
+LOG_ZERO = -1e30
+
+
+def log_or_never(x: Tensor) -> Tensor:
+    """log x, and ``LOG_ZERO`` for zero, where its gradient is zero too and not NaN."""
+    possible = x > 0
+    return torch.where(possible, torch.where(possible, x, 1.0).log(), LOG_ZERO)
 
 
 def expected_log_likelihood(family: Family, stats: Tensor, args: Mapping[str, Tensor]) -> Tensor:

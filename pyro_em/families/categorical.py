@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_em.families.base import Argument, Cells, Family
+from pyro_em.families.base import Argument, Cells, Family, log_or_never
 
 __all__ = ["Categorical", "Multinomial", "OneHotCategorical"]
-
-# The logarithm of an impossible category: finite, so that nothing times it is nothing, and beyond any data.
-LOG_ZERO = -1e30
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Categorical:
         return torch.zeros_like(x)
 
     def coefficients(self, *, probs: Tensor) -> Tensor:
-        logs = probs.log().clamp_min(LOG_ZERO)
+        logs = log_or_never(probs)
         return torch.cat([logs, torch.zeros_like(logs[..., :1])], -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_em.families.base import Argument, Cells, Family
+from pyro_em.families.base import Argument, Cells, Family, log_or_never
 
 __all__ = ["NegativeBinomial"]
 
@@ -61,7 +61,7 @@ class NegativeBinomial:
     def coefficients(self, *, total_count: Tensor, probs: Tensor) -> Tensor:
         r, p = (part.unsqueeze(-1) for part in torch.broadcast_tensors(total_count, probs))
         steps = r + torch.arange(self.levels, dtype=r.dtype, device=r.device)
-        return torch.cat([torch.cat([steps, p], -1).log().clamp_min(-1e30), r * torch.log1p(-p)], -1)
+        return torch.cat([log_or_never(torch.cat([steps, p], -1)), r * torch.log1p(-p)], -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
         if name != "probs":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_em.families.base import Argument, Cells, Family
+from pyro_em.families.base import Argument, Cells, Family, log_or_never
 
 __all__ = ["Poisson"]
 
@@ -41,7 +41,7 @@ class Poisson:
         return -torch.lgamma(x + 1)
 
     def coefficients(self, *, rate: Tensor) -> Tensor:
-        return torch.stack([rate.log().clamp_min(-1e30), -rate], -1)
+        return torch.stack([log_or_never(rate), -rate], -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
         x, n = cells.pool(cells.stats).unbind(-1)

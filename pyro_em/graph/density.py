@@ -90,8 +90,8 @@ def _stand_in(site: dict[str, Any], missing: Tensor) -> Tensor:
 def _without_validation(fn: Any) -> Iterator[None]:
     """Pyro refuses NaN as outside the support before any mask is applied."""
     layers = [fn]
-    while hasattr(layers[-1], "base_dist"):
-        layers.append(layers[-1].base_dist)
+    while inner := getattr(layers[-1], "base_dist", getattr(layers[-1], "observation_dist", None)):
+        layers.append(inner)
     before = [layer._validate_args for layer in layers]
     try:
         for layer in layers:
