@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 		>/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format tutorials bench clean
+.PHONY: help setup quickstart test lint format tutorials docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ format: $(VENV)/.lint ## rewrite the sources in the house style
 tutorials: $(VENV)/.test ## run the notebooks in a fresh kernel, in place
 	$(BIN)/python tutorials/execute.py
 
+docs: $(VENV)/.docs ## render the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q tutorials build/docs
+	@echo "build/docs/index.html"
+
 bench: $(VENV)/.bench ## time the package against its peers, on one thread
 	@set -e; for script in $(sort $(wildcard tests/bench/bench_*.py)); do \
 		echo "== $$script"; \
@@ -62,6 +66,10 @@ $(VENV)/.test: $(CONFIG) | $(VENV)/.created
 
 $(VENV)/.lint: $(VENV)/.test
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test

@@ -188,6 +188,16 @@ REGISTRY: dict[str, Entry] = {
         "handwritten digits, amortised guide",
         {"lr": 1e-3, "batch_size": 128, "max_epochs": 30},
     ),
+    "semi_supervised_vae": Entry(
+        "models.semi_supervised_vae",
+        "the same digits, a hundred of them labelled",
+        {"lr": 3e-3, "batch_size": 256, "max_epochs": 50},
+    ),
+    "gaussian_mixture_vae": Entry(
+        "models.gaussian_mixture_vae",
+        "the same digits, codes in clusters",
+        {"lr": 3e-3, "batch_size": 256, "max_epochs": 50},
+    ),
 }
 
 

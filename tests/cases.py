@@ -17,7 +17,9 @@ from pyro_em.posterior import ExactPosterior
 __all__ = ["BY_NAME", "CASES", "MODELS", "Solved", "evaluate", "fitted", "solve"]
 
 # Models that EM refuses, and why.
-NOT_FOR_EM = {"vae": "its latents are continuous, one per datum"}
+NOT_FOR_EM = dict.fromkeys(
+    ["vae", "semi_supervised_vae", "gaussian_mixture_vae"], "its codes are continuous, one per datum"
+)
 SIZES = {"num": 24, "length": 6}
 
 

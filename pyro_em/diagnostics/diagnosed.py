@@ -125,7 +125,7 @@ class Diagnosed(ABC):
 
     @property
     def num_params(self) -> int:
-        """Free dimensions of the model's parameters: K - 1 for a simplex of K, D (D + 1) / 2 for a covariance.
+        """Free dimensions of the model's parameters, K - 1 for a simplex of K, D (D + 1) / 2 for a covariance.
 
         A tensor under several names counts once, a point-estimated latent as a parameter; fixed parameters and those of
         a guide do not count.
@@ -153,7 +153,7 @@ class Diagnosed(ABC):
 
     @property
     def icl(self) -> float:
-        """BIC plus twice the entropy of the posterior over finite latents: it asks for clusters that are told apart.
+        """BIC plus twice the entropy of the posterior over finite latents, to ask for clusters told apart.
 
         The integrated completed likelihood of Biernacki, Celeux & Govaert (2000), on the scale of ``bic`` (lower is
         better) and with the posterior in place of the most probable labels.
