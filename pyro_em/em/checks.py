@@ -60,6 +60,11 @@ class Prepared:
     weights: dict[str, Tensor]
     seen: Survey
 
+    @property
+    def at_start(self) -> FactorGraph | None:
+        """The graph of all data at the start; ``None`` where the one at hand is of the first rows."""
+        return self.graph if self.head is self.data else None
+
 
 def prepare(problem: Problem) -> Prepared:
     """Run the model plainly, refuse what cannot be summed out, find its parameters and check one enumerated run.

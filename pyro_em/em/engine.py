@@ -22,7 +22,7 @@ from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
 from pyro_em.em.traced_batches import TracedBatches
 from pyro_em.errors import ModelError
-from pyro_em.graph import Intervention, Variable
+from pyro_em.graph import FactorGraph, Intervention, Variable
 from pyro_em.params import ParamSpace
 from pyro_em.probing import Opaque, Probed, probe
 
@@ -119,8 +119,8 @@ DISAGREES = "the program is not what it was at the values where it was probed"
 def program_itself(
     prepared: Prepared, space: ParamSpace, options: Options, stream: Stream | None
 ) -> tuple[Engine, list[Row]]:
-    """The engine that takes any model, at the parameters in place."""
-    return _traced(prepared, space, options, stream, DISAGREES)
+    """The engine that takes any model, at the parameters in place, which need not be those of the start."""
+    return _traced(prepared, space, options, stream, DISAGREES, None)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def choose_engine(
     space.free(options.fixed)
     plan = _plan(prepared, space, options)
     if isinstance(plan, str):
-        return _traced(prepared, space, options, stream, plan)
+        return _traced(prepared, space, options, stream, plan, prepared.at_start)
     guard = Guard(plan.probed.coordinates, options.on_degenerate == "floor", plan.model.dtype)
     maximiser = Maximiser(
         plan.model.books, plan.probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions
@@ -157,11 +157,12 @@ def choose_engine(
         model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space)
         if plan.is_complete and plan.regressions is None and model.fits():
             return TensorEngine(model, maximiser, space, options.fixed, drops, agreement), report(plan)
-        return _traced(prepared, space, options, stream, "in batches, closed forms need arguments alike in all of them")
+        reason = "in batches, closed forms need arguments alike in all of them"
+        return _traced(prepared, space, options, stream, reason, None)
     if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model, prepared.graph):
         return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)
     if plan.is_complete:
-        return _traced(prepared, space, options, stream, DISAGREES)
+        return _traced(prepared, space, options, stream, DISAGREES, prepared.at_start)
     return MixedEngine(prepared, space, plan, maximiser, options.priors), report(plan)
 
 
@@ -190,10 +191,15 @@ def _has_detached(probed: Probed) -> bool:
 
 
 def _traced(
-    prepared: Prepared, space: ParamSpace, options: Options, stream: Stream | None, reason: str
+    prepared: Prepared,
+    space: ParamSpace,
+    options: Options,
+    stream: Stream | None,
+    reason: str,
+    graph: FactorGraph | None,
 ) -> tuple[Engine, list[Row]]:
     m_step = options.m_step or GradientMStep()
     rows = traced_report(space.distinct(), options.fixed, reason)
     if stream is not None:
         return TracedBatches(prepared, space, m_step, options.fixed, options.priors, stream), rows
-    return TracedEngine(prepared, space, m_step, options.fixed, options.priors), rows
+    return TracedEngine(prepared, space, m_step, options.fixed, options.priors, graph), rows

@@ -31,7 +31,7 @@ class MixedEngine(TracedEngine):
     """
 
     def __init__(self, prepared: Prepared, space: ParamSpace, plan: Plan, maximiser: Maximiser, priors: bool) -> None:
-        super().__init__(prepared, space, GradientMStep(), tuple(plan.fixed), priors)
+        super().__init__(prepared, space, GradientMStep(), tuple(plan.fixed), priors, prepared.at_start)
         self.plan, self.maximiser = plan, maximiser
         free = space.free(tuple(plan.fixed))
         rest = {name: leaf for name, leaf in free.items() if name in plan.gradient}

@@ -48,16 +48,23 @@ class TracedEngine:
         m_step: how Q is raised.
         fixed: names of parameters that stay.
         counts_priors: whether densities of point estimates count.
+        graph: of all data at the parameters in place; ``None`` runs the model.
     """
 
     def __init__(
-        self, prepared: Prepared, space: ParamSpace, m_step: GradientMStep, fixed: tuple[str, ...], counts_priors: bool
+        self,
+        prepared: Prepared,
+        space: ParamSpace,
+        m_step: GradientMStep,
+        fixed: tuple[str, ...],
+        counts_priors: bool,
+        graph: FactorGraph | None = None,
     ) -> None:
         self.prepared, self.space = prepared, space
         self.counts_priors = counts_priors and bool(prepared.inference.program.priors)
         leaves = space.free(fixed)
         self.ascent = Ascent(m_step, leaves, _coarsest(leaves))
-        self._first: FactorGraph | None = prepared.graph if prepared.head is prepared.data else None
+        self._first = graph
 
     breaks = False
 
