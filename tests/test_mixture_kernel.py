@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_em.chains.arithmetic import logarithm
+from pyro_em.compiled.mixture_kernel import _logarithm as logarithm
 from pyro_em.compiled.mixture_kernel import add_rows
 
 ONE = np.ones(1)

@@ -13,7 +13,17 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["TINY", "Array", "scale_emissions", "scale_transitions"]
+__all__ = [
+    "LOG2_HIGH",
+    "LOG2_LOW",
+    "TINY",
+    "Array",
+    "bits_of",
+    "exponentiate",
+    "from_bits",
+    "scale_emissions",
+    "scale_transitions",
+]
 
 Array = NDArray[Any]
 
@@ -34,7 +44,7 @@ C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13 = (1.0 / math.factorial(n) fo
 
 
 @intrinsic
-def _bits(context: Any, x: Any) -> Any:
+def bits_of(context: Any, x: Any) -> Any:
     """The 64 bits of a float as an integer."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -44,7 +54,7 @@ def _bits(context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def _from_bits(context: Any, x: Any) -> Any:
+def from_bits(context: Any, x: Any) -> Any:
     """The float that these 64 bits are."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -54,7 +64,7 @@ def _from_bits(context: Any, x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _exponentiate(x: Array) -> None:
+def exponentiate(x: Array) -> None:
     """Replace every x <= 0 of a vector by exp(x), within one unit in the last place; zero below -708, NaN stays NaN.
 
     exp(x) = 2^n exp(r) with n the integer nearest to x / log 2, and the Taylor series of exp(r) up to r^13: its rest is
@@ -78,7 +88,7 @@ def _exponentiate(x: Array) -> None:
         p = p * r + C3
         p = p * r + C2
         p = p * (r * r) + r + 1.0
-        x[i] = 0.0 if y < SMALLEST else p * _from_bits((_bits(shifted) << 52) + 0x3FF0000000000000)
+        x[i] = 0.0 if y < SMALLEST else p * from_bits((bits_of(shifted) << 52) + 0x3FF0000000000000)
 
 
 @njit(cache=True, nogil=True)
@@ -94,7 +104,7 @@ def _scale_block(emission: Array, ratio: Array) -> float:
         tops += top
         for j in range(emission.shape[1]):
             ratio[t, j] = emission[t, j] - top
-    _exponentiate(ratio.reshape(-1))
+    exponentiate(ratio.reshape(-1))
     return tops
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from pyro_em.chains.arithmetic import Array
+from pyro_em.chains.potentials import Array
 
 __all__ = ["add_transposed", "multiply_rows"]
 

@@ -6,7 +6,7 @@ frame 0 has a state and no datum.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,50 @@ from pyro_em.probing.stacks import in_order
 __all__ = ["hidden_parts"]
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """What the stacks of one site share: the site, where its masks let it count, its frames and its variables."""
+
+    name: str
+    site: Site
+    mask: Any
+    frames: Frames
+    now: Variable
+    before: Variable
+
+    def stack(self, part: str, fn: Any, value: Tensor, variables: list[Variable], at: Tensor) -> SiteParts | str:
+        """One stack, read as if it were a site.
+
+        Args:
+            fn: over (*batch, time, *variables).
+            variables: the last batch dimensions; a latent's own variable is the last, over its values.
+            at: the frames.
+        """
+        own, shift = part != "data", len(variables) + 1
+        outer = [f._replace(dim=f.dim - shift) for f in self.site["cond_indep_stack"] if f.vectorized]
+        time = CondIndepStackFrame(f"time of {self.name}", -shift, len(at), 0)
+        dims = {i - len(variables): v for i, v in enumerate(variables)}
+        virtual = {
+            **self.site,
+            "fn": fn,
+            "value": value,
+            "cond_indep_stack": (*outer, time),
+            "mask": None if own or self.mask is None else torch.as_tensor(self.mask)[(..., *[None] * shift)],
+            "is_observed": not own,
+            "infer": {"_dim_to_id": {dim: i for i, dim in enumerate(dims)}},
+        }
+        key = f"{self.name} ({part})"
+        known = Structure({}, dict(enumerate(dims.values())), {key: self.now} if own else {}, {})
+        raw = read(key, virtual, known)
+        if isinstance(raw, str):
+            return raw
+        seat = Seat(1, tuple((1 if v is self.now else 2, 0) for v in variables))
+        parts = in_order(take_apart([raw]), seat)
+        scope = tuple(replace(v, plates=parts.plates) for v in parts.scope)
+        located = Stack(self.frames, parts.plates[-1], (self.name,), at, tuple(sorted(seat.axes)))
+        return replace(parts, scope=scope, own=scope[0] if own else None, stack=located)
+
+
 def hidden_parts(name: str, site: Site, found: Structure) -> dict[str, SiteParts | str]:
     """The three stacks by name; or, under the site's own name, why there are none."""
     fn, mask = unmasked(site["fn"])
@@ -41,44 +85,17 @@ def hidden_parts(name: str, site: Site, found: Structure) -> dict[str, SiteParts
     states = fn.initial_logits.shape[-1]
     frames = _frames(states_of(name), states, steps, tuple(plates_of(site, fn.batch_shape).values()))
     now, before = (Variable(f"{states_of(name)}{when}", states, frames.plates) for when in ("", " before"))
-    every = torch.arange(1, steps + 1)
-
-    def stack(part: str, fn: Any, value: Tensor, variables: list[Variable], at: Tensor, own: bool) -> SiteParts | str:
-        seat = Seat(1, tuple((1 if v is now else 2, 0) for v in variables))
-        shift = len(variables) + 1
-        outer = [f._replace(dim=f.dim - shift) for f in site["cond_indep_stack"] if f.vectorized]
-        time = CondIndepStackFrame(f"time of {name}", -shift, len(at), 0)
-        dims = {i - len(variables): v for i, v in enumerate(variables)}
-        virtual = {
-            **site,
-            "fn": fn,
-            "value": value,
-            "cond_indep_stack": (*outer, time),
-            "mask": None if own or mask is None else torch.as_tensor(mask)[(..., *[None] * shift)],
-            "is_observed": not own,
-            "infer": {"_dim_to_id": {dim: i for i, dim in enumerate(dims)}},
-        }
-        key = f"{name} ({part})"
-        known = Structure({}, dict(enumerate(dims.values())), {key: now} if own else {}, {})
-        raw = read(key, virtual, known)
-        if isinstance(raw, str):
-            return raw
-        parts = in_order(take_apart([raw]), seat)
-        scope = tuple(replace(v, plates=parts.plates) for v in parts.scope)
-        axes = tuple(sorted(seat.axes))
-        located = Stack(frames, parts.plates[-1], (name,), at, axes)
-        return replace(parts, scope=scope, own=scope[0] if own else None, stack=located)
-
+    chain = _Chain(name, site, mask, frames, now, before)
     first = dist.Categorical(logits=fn.initial_logits[..., None, None, :], validate_args=False)
     following = dist.Categorical(logits=fn.transition_logits.unsqueeze(-2), validate_args=False)
-    labels = torch.arange(states)
-    found_parts = {
-        f"{name} (first state)": stack("first state", first, labels, [now], torch.zeros(1, dtype=torch.long), True),
-        f"{name} (transition)": stack("transition", following, labels, [before, now], every, True),
-        f"{name} (data)": stack("data", fn.observation_dist, value, [now], every, False),
+    labels, every = torch.arange(states), torch.arange(1, steps + 1)
+    parts = {
+        f"{name} (first state)": chain.stack("first state", first, labels, [now], every[:1] - 1),
+        f"{name} (transition)": chain.stack("transition", following, labels, [before, now], every),
+        f"{name} (data)": chain.stack("data", fn.observation_dist, value, [now], every),
     }
-    reasons = [p for p in found_parts.values() if isinstance(p, str)]
-    return {name: reasons[0]} if reasons else found_parts
+    reasons = [p for p in parts.values() if isinstance(p, str)]
+    return {name: reasons[0]} if reasons else parts
 
 
 @lru_cache(maxsize=16)

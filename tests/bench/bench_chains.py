@@ -1,9 +1,9 @@
 """Seconds per EM iteration of hidden Markov models: `fit` against hmmlearn, dynamax and a step of Pyro's SVI.
 
 The same data, start and iterations on both sides, in turns in one process (see interleave.py); Gaussian emissions of
-D = 4 features with a scale for each. The series of a thousand steps is a loop of `pyro.markov`; the longer ones are
-`DiscreteHMM` sites, whose state before the first datum hmmlearn is given as a row without information. dynamax, if it is
-installed, runs its own E- and M-step, jitted, in float64 with flat priors.
+D = 4 features with a scale for each. The series of a thousand steps is a loop of `pyro.markov`; longer ones are
+`DiscreteHMM` sites, whose state before the first datum hmmlearn is given as a row without information. dynamax, if it
+is installed, runs its own E- and M-step, jitted, in float64 with flat priors.
 
 "start" is `fit` up to the end of its first E-step, traces of the program included.
 
@@ -157,11 +157,13 @@ def by_dynamax(x: Array, params: Params, steps: int) -> Run:
     jax.config.update("jax_enable_x64", True)
     K = len(params["init"])
     hmm = DiagonalGaussianHMM(
-        K, D, initial_probs_concentration=1.0, transition_matrix_concentration=1.0, emission_prior_mean_concentration=0.0,
+        K, D, initial_probs_concentration=1.0, transition_matrix_concentration=1.0, 
+        emission_prior_mean_concentration=0.0,
         emission_prior_concentration=-1.0, emission_prior_scale=0.0,
     )  # fmt: skip
     state, props = hmm.initialize(
-        jax.random.PRNGKey(0), initial_probs=jnp.asarray(params["init"]), transition_matrix=jnp.asarray(params["trans"]),
+        jax.random.PRNGKey(0), initial_probs=jnp.asarray(params["init"]), transition_matrix=
+        jnp.asarray(params["trans"]),
         emission_means=jnp.asarray(params["locs"]), emission_scale_diags=jnp.asarray(params["scales"]),
     )  # fmt: skip
     data = jnp.asarray(x)
@@ -189,7 +191,7 @@ def many() -> Contest:
 
 
 def by_svi(x: Tensor, start: Params, params: Params, steps: int) -> Run:
-    """Steps of Adam on the enumerated evidence: what a Pyro user does today. The parameters reached are not compared."""
+    """Steps of Adam on the enumerated evidence, as a Pyro user makes them; what they reach is not compared."""
     pyro.clear_param_store()
     svi = SVI(
         config_enumerate(loop(start)),
