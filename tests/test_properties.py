@@ -39,6 +39,8 @@ NOT_TIGHT = {
     "ragged_chains": MASKED_LATENT,
     "tones_chain": MASKED_LATENT,
     "models.gaussian_hmm": MASKED_LATENT,
+    "models.poisson_hmm": MASKED_LATENT,
+    "models.categorical_hmm": MASKED_LATENT,
     "models.naive_bayes": MASKED_LATENT,
     "partly_labelled": MASKED_LATENT,
     "obs_mask_bernoulli": MASKED_LATENT,

@@ -21,8 +21,11 @@ NOT_CUT = {
     "documents_rightmost": "the first dimension holds the words of a document",
     "chain_of_mixtures": "one chain runs through all data",
     "factor_on_parameters": "a penalty that all data share",
+    "models.autoregressive_hmm": "one chain runs through all data",
+    "models.factorial_hmm": "one chain runs through all data",
+    "models.markov_switching": "one chain runs through all data",
 }
-CUTTABLE = [p for p in select("plate", without=("global", "subsample")) if p.name not in NOT_CUT] + MODELS
+CUTTABLE = [p for p in [*select("plate", without=("global", "subsample")), *MODELS] if p.name not in NOT_CUT]
 cuttable = pytest.mark.parametrize("program", CUTTABLE, ids=repr)
 # An M-step run to the last digit, so that two runs differ by rounding and not by where a line search stopped.
 EXACT = GradientMStep(
@@ -131,6 +134,11 @@ LABELS = {
     "models.bernoulli_mixture": {"weights": (0,), "probs": (0,)},
     "models.poisson_mixture": {"weights": (0,), "rates": (0,)},
     "models.gaussian_hmm": {"init": (0,), "trans": (0, 1), "locs": (0,), "scales": (0,)},
+    "models.poisson_hmm": {"init": (0,), "trans": (0, 1), "rates": (0,)},
+    "models.categorical_hmm": {"init": (0,), "trans": (0, 1), "probs": (0,)},
+    "models.autoregressive_hmm": {"init": (0,), "trans": (0, 1), "levels": (0,), "slopes": (0,), "scales": (0,)},
+    "models.factorial_hmm": {"init": (0,), "trans": (0,), "adds": (0,)},
+    "models.mixture_of_hmms": {"weights": (0,), "init": (0,), "trans": (0,), "rates": (0,)},
     "models.gaussian_structures": {"weights": (0,), "locs": (0,)},
     "models.binomial_mixture": {"weights": (0,), "probs": (0,)},
     "models.two_coins": {"probs": (0,)},
