@@ -1,6 +1,7 @@
 """The tutorials and the README run from top to bottom, and what the tutorials show is what they print today."""
 
 import copy
+import json
 import math
 import os
 import re
@@ -11,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+MAX_BYTES = 300_000
+MACHINE = re.compile(r"(?:^|[\s'\"(=])(?:/\w[\w.-]*/[\w.-]+|[A-Za-z]:\\)|0x[0-9a-f]{6,}", re.M)
 NUMBER = re.compile(r"(?<![\w.])-?\d+\.?\d*(?:e[-+]?\d+)?(?!\w)")
 
 
@@ -54,8 +57,30 @@ def differences(old: str, new: str) -> list[str]:
     return [f"{a} is now {b}" for a, b in pairs if not math.isclose(float(a), float(b), rel_tol=1e-3, abs_tol=1.1e-3)]
 
 
+def stale(stored: Any, fresh: Any) -> list[str]:
+    """Why a notebook's outputs are not those of a run from top to bottom today; empty if they are."""
+    counts = [cell.execution_count for cell in code_cells(stored)]
+    if counts != list(range(1, len(counts) + 1)):
+        return [f"Not run in order from a fresh kernel: its cells are numbered {counts}."]
+    return [
+        f"In [{old.execution_count}]: {difference}"
+        for old, new in zip(code_cells(stored), code_cells(fresh), strict=True)
+        for difference in differences(shown(old), shown(new))
+    ]
+
+
 def test_there_are_tutorials() -> None:
     assert NOTEBOOKS
+
+
+def test_a_tutorial_is_small_and_ends_in_checks(stored: Any) -> None:
+    kept = [o for cell in code_cells(stored) for o in cell.outputs]
+    assert len(json.dumps(stored)) < MAX_BYTES
+    assert not [o for o in kept if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [found for cell in code_cells(stored) for found in MACHINE.findall(shown(cell))]
+    last = stored.cells[-1]
+    assert last.cell_type == "code" and "assert " in last.source
+    assert shown(last) == "all checks hold"
 
 
 @pytest.mark.slow
@@ -67,14 +92,34 @@ def test_a_tutorial_runs_without_a_warning(fresh: Any) -> None:
 
 @pytest.mark.slow
 def test_stored_outputs_are_current(stored: Any, fresh: Any) -> None:
-    counts = [cell.execution_count for cell in code_cells(stored)]
-    assert counts == list(range(1, len(counts) + 1)), "Not run in order from a fresh kernel; run `make tutorials`."
-    stale = [
-        f"In [{old.execution_count}]: {difference}"
-        for old, new in zip(code_cells(stored), code_cells(fresh), strict=True)
-        for difference in differences(shown(old), shown(new))
+    found = stale(stored, fresh)
+    assert not found, "Stale outputs; run `make tutorials`.\n" + "\n".join(found)
+
+
+def notebook(*outputs: str | None, first: int = 1) -> Any:
+    """One code cell for each output."""
+    v4 = pytest.importorskip("nbformat", reason="the tutorials need nbformat: pip install -e '.[test]'").v4
+    cells = [
+        v4.new_code_cell("", execution_count=i, outputs=[] if text is None else [v4.new_output("stream", text=text)])
+        for i, text in enumerate(outputs, first)
     ]
-    assert not stale, "Stale outputs; run `make tutorials`.\n" + "\n".join(stale)
+    return v4.new_notebook(cells=[v4.new_markdown_cell("Words."), *cells])
+
+
+def test_a_stale_tutorial_is_found() -> None:
+    fresh = notebook("a 1.0\n", "b 2.0\n")
+    assert stale(notebook("a 1.0\n", "b   2.0\n"), fresh) == []
+    assert stale(notebook("a 1.0\n", "b 2.5\n"), fresh) == ["In [2]: 2.5 is now 2.0"]
+    assert len(stale(notebook("c 1.0\n", None), fresh)) == 2
+    assert "numbered [3, 4]" in stale(notebook("a 1.0\n", "b 2.0\n", first=3), fresh)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [("<object at 0x7f12ab34cd56>", True), ("'/home/me/x.csv'", True), ("C:\\x", True), ("and/or 1/2 0x1", False)],
+)
+def test_machines_are_found(text: str, bound: bool) -> None:
+    assert bool(MACHINE.search(text)) is bound
 
 
 def test_the_readme_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
