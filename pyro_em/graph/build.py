@@ -205,7 +205,7 @@ def _scope(name: str, site: Site, places: Sequence[int], found: Structure) -> tu
 
 def _is_near(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same but for rounding."""
-    if one.shape != other.shape:
+    if one.shape != other.shape or one.dtype != other.dtype:  # a stack of numbers may be promoted, a number is not
         return False
     tolerance = 64 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
