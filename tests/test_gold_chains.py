@@ -185,6 +185,7 @@ STATIONARY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATIONARY)
 def test_chains_with_a_stationary_start_end_where_the_literature_does(name: str) -> None:
     """From where a free start ends, which closed forms find soon."""
@@ -198,6 +199,7 @@ def test_chains_with_a_stationary_start_end_where_the_literature_does(name: str)
     case.check(result, {n: v for n, v in found.items() if n in case.params}, {}, tol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "load"),
     [("msreg_fedfunds_k2", markov_switching.load), ("msreg_fedfunds_k2_lag", markov_switching.lagged)],
