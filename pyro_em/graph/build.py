@@ -14,9 +14,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-from pyro_em.graph.density import log_prob, with_true_zeros, without_missing
+from pyro_em.graph.density import log_prob, without_missing
 from pyro_em.graph.factor import Factor, FactorGraph, HiddenSite, Layout, Plate, Prior, Variable
 from pyro_em.graph.hidden import hidden_of, is_hidden
+from pyro_em.graph.impossible import with_true_zeros
 from pyro_em.graph.trace import Site, is_random
 
 __all__ = [
