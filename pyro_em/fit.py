@@ -51,8 +51,8 @@ def fit(
             ``None`` starts from the model's own.
         weights: under EM, how often each datum counts: one number, not negative, for each element of the outermost data
             plate, or a mapping from the name of a plate. A weight of two is a datum that is there twice.
-        callbacks: called with each step's :class:`StepInfo`; one that returns ``True`` stops the fit. Under EM parameters
-            live outside of Pyro's store until the fit is over.
+        callbacks: called with each step's :class:`StepInfo`; one that returns ``True`` stops the fit. Under EM the
+            parameters live outside of Pyro's store until the fit is over.
         progress: a progress bar; ``None`` shows one for fits of more than a second, ``False`` is silence.
 
     Returns:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.utils import clamp_probs
 
 from pyro_em.families.base import Argument, Cells, Family, log_or_never
 
@@ -59,6 +60,7 @@ class NegativeBinomial:
         return -torch.lgamma(x + 1)
 
     def coefficients(self, *, total_count: Tensor, probs: Tensor) -> Tensor:
+        probs = clamp_probs(probs)  # as torch's own density has it
         r, p = (part.unsqueeze(-1) for part in torch.broadcast_tensors(total_count, probs))
         steps = r + torch.arange(self.levels, dtype=r.dtype, device=r.device)
         return torch.cat([log_or_never(torch.cat([steps, p], -1)), r * torch.log1p(-p)], -1)

@@ -3,9 +3,6 @@
 Missing entries (NaN) under a mask: ``where(mask, log_prob(NaN), 0)`` has the right value and a NaN gradient, and Pyro's
 validation refuses NaN outright. So NaN entries are replaced by one finite entry of the same data before the density is
 taken - once it is certain that the mask hides each of them.
-
-Probabilities of exactly zero: torch clamps ``Categorical(probs=...)`` to the smallest step of its dtype, so that an
-impossible state costs 16 nats in float32 and 36 in float64, which data can outweigh.
 """
 
 from __future__ import annotations
@@ -14,15 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.hidden import hidden_of, is_hidden
+from pyro_em.graph.impossible import with_true_zeros
 
-__all__ = ["log_prob", "with_true_zeros", "without_missing"]
+__all__ = ["log_prob", "without_missing"]
 
 
 def log_prob(site: dict[str, Any]) -> Tensor:
@@ -53,18 +50,6 @@ def without_missing(site: dict[str, Any]) -> Any:
         _check_hidden(site)
         site["infer"]["_nan_checked"] = True
     return torch.where(missing, _stand_in(site, missing), value)
-
-
-def with_true_zeros(fn: Any) -> Any:
-    """A categorical distribution whose states of probability zero are impossible; any other as it is."""
-    if not isinstance(fn, dist.Categorical | dist.OneHotCategorical):
-        return fn
-    table = fn._categorical if isinstance(fn, dist.OneHotCategorical) else fn
-    if "probs" not in vars(table) or not bool((table.probs == 0).any()):
-        return fn
-    possible = table.probs > 0
-    logits = torch.where(possible, torch.where(possible, table.probs, 1.0).log(), -torch.inf)
-    return type(fn)(logits=logits, validate_args=False)
 
 
 def _check_hidden(site: dict[str, Any]) -> None:

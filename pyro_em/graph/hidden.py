@@ -20,6 +20,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from pyro_em.chains import ChainTables, backward, forward, log_evidence, sample, viterbi
+from pyro_em.graph.impossible import with_true_zeros
 
 __all__ = ["Hidden", "emitted", "hidden_of", "is_hidden", "states_of", "unmasked"]
 
@@ -108,7 +109,7 @@ def hidden_of(fn: Any, value: Tensor) -> Hidden:
     """The chain behind a ``DiscreteHMM`` and its data."""
     fn, mask = unmasked(fn)
     observation = fn.observation_dist
-    density = observation.log_prob(value.unsqueeze(-1 - observation.event_dim))
+    density = with_true_zeros(observation).log_prob(value.unsqueeze(-1 - observation.event_dim))
     density = density if density.dim() > 1 else density.unsqueeze(0)
     transition = fn.transition_logits if fn.transition_logits.dim() > 2 else fn.transition_logits.unsqueeze(0)
     density = density.expand(*density.shape[:-2], max(density.shape[-2], transition.shape[-3]), density.shape[-1])
