@@ -14,13 +14,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_em.errors import ModelError
-<<<<<<< HEAD
 from pyro_em.graph.alike import FEW, kind_of, stacked
 from pyro_em.graph.axes import arrange, axes_of
-from pyro_em.graph.density import log_prob, with_true_zeros, without_missing
-=======
 from pyro_em.graph.density import log_prob, without_missing
->>>>>>> d400117b3eae0f8c9767438a641277fce443d963
 from pyro_em.graph.factor import Factor, FactorGraph, HiddenSite, Layout, Plate, Prior, Variable
 from pyro_em.graph.hidden import hidden_of, is_hidden
 from pyro_em.graph.impossible import with_true_zeros
