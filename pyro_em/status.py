@@ -25,7 +25,7 @@ class Status(Enum):
         "coarse for this data: use float64."
     )
     NON_FINITE = (
-        "The objective became infinite or NaN and the last good parameters were kept; "
+        "The objective or its gradient became infinite or NaN and the last good parameters were kept; "
         "look for a collapsing scale or a prior of unbounded density (a concentration below 1), or lower the learning "
         "rate."
     )

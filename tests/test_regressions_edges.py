@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.constraints import simplex, unit_interval
 
 from models import multinomial_mixture
-from pyro_em import EM, fit
+from pyro_em import EM, GradientMStep, Status, fit
 from pyro_em.families import FAMILIES
 from pyro_em.graph.impossible import with_true_zeros
 
@@ -120,3 +120,49 @@ def test_a_class_on_the_edge(name):
     assert any(((v < 1e-300) | (v > 1 - 1e-9)).any() for v in found.params.values())
     assert fit(model, x, strategy=EM(start=labelled(z.long()))).converged
     assert found.posterior().log_evidence == pytest.approx(found.objective, abs=1e-8)
+
+
+def absent(y, x, z_times):
+    """Zeros beyond those of the counts; the rate is times zero where a datum is absent."""
+    odds, coefs = pyro.param("odds", f64(0.0)), pyro.param("coefs", f64([0.5, 0.0]))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Bernoulli(logits=odds))
+        pyro.sample("y", dist.Poisson(z_times(z, x @ coefs)), obs=y)
+
+
+def counted():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.stack([torch.ones(80), torch.randn(80, generator=generator)], -1).double()
+    y = torch.poisson((x @ f64([1.0, 0.5])).exp(), generator=generator)
+    return torch.where(torch.rand(80, generator=generator) < 0.3, 0.0, y).double(), x
+
+
+def times_zero(z, eta):
+    return (1 - z) * eta.exp()
+
+
+def zero_times_infinity(z, eta):
+    """The square root of zero has no derivative."""
+    return ((1 - z) * eta.exp()).sqrt().square()
+
+
+def by_branches(z, eta):
+    return torch.where(z == 1, 0.0, eta.exp())
+
+
+@pytest.mark.parametrize("m_step", [None, GradientMStep()])
+def test_a_rate_times_zero_has_the_gradient_of_its_branches(m_step):
+    found, expected = (
+        fit(partial(absent, z_times=f), *counted(), strategy=EM(tol=1e-6, m_step=m_step))
+        for f in (times_zero, by_branches)
+    )
+    assert found.converged and expected.converged
+    assert found.objective == pytest.approx(expected.objective, abs=1e-5)
+    torch.testing.assert_close(found.params, expected.params, atol=1e-3, rtol=0)
+
+
+def test_a_gradient_of_nan_is_not_convergence():
+    with pytest.warns(RuntimeWarning, match="'coefs' is infinite or NaN"):
+        found = fit(partial(absent, z_times=zero_times_infinity), *counted(), strategy=EM())
+    assert found.status is Status.NON_FINITE and not found.converged
+    assert torch.equal(found.params["coefs"], f64([0.5, 0.0]))

@@ -46,6 +46,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def undefined(self) -> tuple[str, ...]:
+        """Parameters in which the gradient of the objective was infinite or NaN at the last :meth:`can_gain`."""
+        ...
+
+    @property
     def has_free(self) -> bool:
         """Whether there is a parameter to move."""
         ...

@@ -62,12 +62,14 @@ class Ascent:
 
     L-BFGS starts anew each time, since its curvature pairs belong to the previous Q; other optimisers carry their
     moments along. A rejected update halves the learning rate, so that a direction of ascent is found out in the end.
+    ``undefined`` names the parameters in which the last gradient of the objective was infinite or NaN.
     """
 
     spec: GradientMStep
     leaves: dict[str, Tensor]
     dtype: torch.dtype
     rejections: int = 0
+    undefined: tuple[str, ...] = ()
     _shrink: float = 1.0
     _optimizer: Optimizer | None = field(default=None, repr=False)
 
@@ -95,6 +97,10 @@ class Ascent:
         with torch.no_grad():
             start = float(objective())
 
+        self.undefined = self._undefined(objective)
+        if self.undefined:
+            return False
+
         def guarded() -> Tensor:
             value = objective()
             if float(value.detach()) - start >= nats:
@@ -110,6 +116,15 @@ class Ascent:
             for leaf in self.leaves.values():
                 leaf.grad = None
         return False
+
+    def _undefined(self, objective: Callable[[], Tensor]) -> tuple[str, ...]:
+        with torch.enable_grad():
+            value = objective()
+        if not value.requires_grad:
+            return ()
+        found = torch.autograd.grad(value, list(self.leaves.values()), allow_unused=True)
+        slopes = zip(self.leaves, found, strict=True)
+        return tuple(name for name, slope in slopes if slope is not None and not bool(torch.isfinite(slope).all()))
 
     def _copies(self) -> list[Tensor]:
         return [leaf.detach().clone() for leaf in self.leaves.values()]

@@ -227,7 +227,9 @@ class EM:
             return Status.RUNNING, False
         if noise > self.tol:
             return Status.ROUNDING, True
-        return Status.RUNNING if state.engine.can_gain(self.tol) else Status.CONVERGED, True
+        if state.engine.can_gain(self.tol):
+            return Status.RUNNING, True
+        return Status.NON_FINITE if _is_undefined(state.engine) else Status.CONVERGED, True
 
     def _judge(self, old: EMState, new: EMState, before: Any) -> EMState:
         if new.status is Status.STALLED or new.expectation is old.expectation or old.stochastic:
@@ -265,6 +267,19 @@ class EM:
             return replace(new, gains=())
         old.engine.move(before)
         return replace(old, step=new.step, status=Status.DECREASED)
+
+
+def _is_undefined(engine: Engine) -> bool:
+    if engine.undefined:
+        names = ", ".join(map(repr, engine.undefined))
+        warnings.warn(
+            f"The gradient of EM's objective in {names} is infinite or NaN, so that the fit could not move them. Look "
+            "for zero times infinity in the model, and take its branches apart by torch.where, before a function that "
+            "has no derivative at the edge, not behind it.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return bool(engine.undefined)
 
 
 def _no_start(objective: float) -> StartError:

@@ -53,6 +53,7 @@ class TensorEngine:
     """
 
     is_stuck = False
+    undefined: tuple[str, ...] = ()
     breaks = False
 
     def __init__(

@@ -79,6 +79,11 @@ class TracedEngine:
         return self.ascent.rejections >= MAX_REJECTIONS
 
     @property
+    def undefined(self) -> tuple[str, ...]:
+        """Parameters in which the gradient of the objective was infinite or NaN, when it was last asked for."""
+        return self.ascent.undefined
+
+    @property
     def has_free(self) -> bool:
         """Whether there is a parameter to move."""
         return bool(self.ascent.leaves)

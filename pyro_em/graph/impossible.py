@@ -1,9 +1,12 @@
-"""Categories of probability zero, or next to it, which torch makes likelier than they are.
+"""Densities at arguments of exactly zero, where torch's are not what a model says, or have a gradient of NaN.
 
 torch clamps the ``probs`` of a ``Categorical`` to the smallest step of their dtype, so that an impossible state costs
 16 nats in float32 and 36 in float64, which data can outweigh. Zeros that a fit arrives at are only next to zero in
 unconstrained coordinates, so what lies between counts as it is. The families of single probabilities (``Bernoulli``,
 ``Binomial``, ``Geometric``, ``NegativeBinomial``) are left as torch has them, in the program and in its tensors alike.
+
+A rate of exactly zero, ``(1 - absent) * rate``, has the right density, and the gradient of its logarithm, 0 / 0 or zero
+times infinity, would be NaN in all that the rate was computed from, though no parameter acts there.
 """
 
 from __future__ import annotations
@@ -13,15 +16,18 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
 
 __all__ = ["with_true_zeros"]
 
 
 def with_true_zeros(fn: Any) -> Any:
-    """A distribution over categories whose log-probabilities are those of its ``probs``; any other as it is."""
+    """The distribution with the densities of its ``probs`` or ``rate``, zeros included; any other as it is."""
     if isinstance(fn, dist.Independent | MaskedDistribution | ExpandedDistribution):
         base = with_true_zeros(fn.base_dist)
         return fn if base is fn.base_dist else _wrapped(fn, base)
+    if type(fn) in _RATES:
+        return _RATES[type(fn)](fn.rate, validate_args=False) if bool((fn.rate == 0).any()) else fn
     if not isinstance(fn, dist.Categorical | dist.OneHotCategorical | dist.Multinomial):
         return fn
     table = fn if isinstance(fn, dist.Categorical) else fn._categorical
@@ -33,6 +39,27 @@ def with_true_zeros(fn: Any) -> Any:
     if isinstance(fn, dist.Multinomial):
         return dist.Multinomial(fn.total_count, logits=logits, validate_args=False)
     return type(fn)(logits=logits, validate_args=False)
+
+
+class _Counts(dist.Poisson):
+    """Poisson counts, certainly zero where the rate is."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        certain = self.rate == 0
+        counts = dist.Poisson(torch.where(certain, 1.0, self.rate), validate_args=False).log_prob(value)
+        return torch.where(certain, torch.where(value == 0, 0.0, -torch.inf).to(counts), counts)
+
+
+class _Waits(dist.Exponential):
+    """Exponential waits, without end where the rate is zero."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        endless = self.rate == 0
+        waits = dist.Exponential(torch.where(endless, 1.0, self.rate), validate_args=False).log_prob(value)
+        return torch.where(endless, -torch.inf, waits)
+
+
+_RATES: dict[type, type] = {dist.Poisson: _Counts, dist.Exponential: _Waits}
 
 
 def _wrapped(fn: Any, base: Any) -> Any:
