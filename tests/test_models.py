@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import NOT_FOR_EM
 from gold import num_params
 from torch import Tensor
 from untouched import untouched
@@ -17,7 +18,6 @@ from models.__main__ import main
 from pyro_em import EM, fit
 
 DATA = Path(__file__).parents[1] / "models" / "data"
-NOT_FOR_EM = {"vae"}
 
 every_model = pytest.mark.parametrize("name", REGISTRY)
 
