@@ -73,6 +73,9 @@ def read(name: str, site: Site, found: Structure) -> Raw | str:
     scope = tuple(d for d, v in positions.items() if isinstance(v, Variable) and (d in met or v == own))
     plates = {d: p for d, p in positions.items() if isinstance(p, Plate)}
     masks = () if own is not None else _masks(site, core)
+    hiding = {positions[d] for mask, events in masks for d in _met(mask, 0, events, positions)}
+    if latents := [d.name for d in hiding if isinstance(d, Variable)]:
+        return f"its mask depends on the state of {min(latents)!r}"
     active = active_part(site, plates)
     return Raw(name, family, core.events, tensors, ranks, masks, positions, scope, active, own, site_scale(name, site))
 
