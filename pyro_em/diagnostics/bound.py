@@ -84,7 +84,7 @@ def exact_bound(pair: FiniteGuide) -> Tensor:
         if t.scope
     ]
     with torch.enable_grad():
-        evidence = log_evidence(plain.with_factors(*probes))
+        evidence = log_evidence(plain.with_factors(*probes), twice=wanted)
         found = torch.autograd.grad(evidence, [*tables, *(f.table for f in probes)], create_graph=wanted)
     own, rest = found[: len(tables)], iter(found[len(tables) :])
     energy = [_expected(next(rest), t.table) if t.scope else t.table.sum() for t in terms]

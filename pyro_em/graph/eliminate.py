@@ -101,9 +101,9 @@ class Term:
     scaled: Tensor
 
 
-def log_evidence_terms(graph: FactorGraph) -> list[Term]:
-    """The log evidence before its sum over plates."""
-    chains, rest = split(graph)
+def log_evidence_terms(graph: FactorGraph, twice: bool = False) -> list[Term]:
+    """The log evidence before its sum over plates; to be differentiated ``twice``, without the passes over chains."""
+    chains, rest = ((), ()) if twice else split(graph)
     found = []
     for chain in chains:
         plates = chain.frames.plates
@@ -118,9 +118,9 @@ def log_evidence_terms(graph: FactorGraph) -> list[Term]:
     return found
 
 
-def log_evidence(graph: FactorGraph) -> Tensor:
-    """log p(x): all variables summed out, total nats, float64, differentiable in the tables."""
-    terms = [term.scaled.sum() for term in log_evidence_terms(graph)]
+def log_evidence(graph: FactorGraph, twice: bool = False) -> Tensor:
+    """log p(x): all variables summed out, total nats, float64, differentiable once or ``twice`` in the tables."""
+    terms = [term.scaled.sum() for term in log_evidence_terms(graph, twice)]
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
 

@@ -156,6 +156,9 @@ def _joined(pieces: Sequence[SiteParts], pile: Pile) -> SiteParts:
         full = [t.expand([*sizes[:axis], n, *sizes[axis + 1 :]]) for t, n in zip(tensors, counts, strict=True)]
         return torch.cat(full, axis).index_select(axis, order)
 
+    frames = pile.frames
+    if first.scope[0].plates != frames.plates:  # of a batch of another size
+        frames = replace(frames, plates=first.scope[0].plates)
     plates = (*first.plates[:-1], Plate(f"time of {pile.frames.tracks[0]}", len(members)))
     axes = tuple(sorted(pile.seats[0][0].axes))
     scope = tuple(_track(v, row, i, pile.frames, plates[-1]) for v, (row, i) in zip(first.scope, axes, strict=True))
@@ -173,7 +176,7 @@ def _joined(pieces: Sequence[SiteParts], pile: Pile) -> SiteParts:
         active=None if first.active is None else joined([p.active for p in pieces if p.active is not None]),
         own=None if first.own is None else scope[first.scope.index(first.own)],
         stack=Stack(
-            frames=pile.frames,
+            frames=frames,
             time=plates[-1],
             members=tuple(n for _, n in members),
             at=torch.tensor([t for t, _ in members]),
