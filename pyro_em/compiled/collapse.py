@@ -15,7 +15,19 @@ from pyro_em.compiled.cells import Book
 from pyro_em.errors import DegenerateError
 from pyro_em.probing import Coordinates
 
-__all__ = ["COLLAPSED", "FLOOR", "at_floor", "floored", "ran_out", "refuse", "too_narrow"]
+__all__ = [
+    "COLLAPSED",
+    "FLOOR",
+    "at_floor",
+    "collapsed",
+    "floored",
+    "held",
+    "is_low",
+    "is_narrow",
+    "ran_out",
+    "refuse",
+    "too_narrow",
+]
 
 # Variance as a share of the data's: below COLLAPSED second moments are rounding errors; FLOOR is what is left instead.
 COLLAPSED = {torch.float64: 1e-11, torch.float32: 1e-6}
@@ -36,8 +48,11 @@ def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) ->
     if argument not in book.spreads:
         return None
     data = reference(book, argument)
-    if data is None:
-        return None
+    return None if data is None else is_narrow(values, data, dtype)
+
+
+def is_narrow(values: Tensor, data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which spreads (G,) or (G, D, D) are nothing beside the data's variances (G,) or (G, D)."""
     if values.dim() == 1:  # NaN is a value that no datum spoke of
         return values.square() <= COLLAPSED[dtype] * data
     return ~(values.diagonal(dim1=-2, dim2=-1).square() > COLLAPSED[dtype] * data).all(-1)
@@ -48,6 +63,11 @@ def at_floor(book: Book, argument: str, values: Tensor, slack: float) -> bool:
     data = reference(book, argument)
     if data is None or argument not in book.spreads:
         return False
+    return is_low(values, data, slack)
+
+
+def is_low(values: Tensor, data: Tensor, slack: float) -> bool:
+    """Whether some variance is at most ``slack`` times its floor, a share of the data's variances."""
     if values.dim() > 1:
         unit = data.clamp_min(torch.finfo(data.dtype).tiny).sqrt()
         scaled = values / unit.unsqueeze(-1)
@@ -64,6 +84,11 @@ def floored(book: Book, argument: str, values: Tensor, covariance: Callable[[], 
     """
     data = reference(book, argument)
     assert data is not None
+    return held(values, data, covariance)
+
+
+def held(values: Tensor, data: Tensor, covariance: Callable[[], Tensor]) -> Tensor:
+    """The same from the data's variances."""
     if values.dim() == 1:
         return values.nan_to_num(0.0).maximum((FLOOR * data).sqrt())
     unit = data.clamp_min(torch.finfo(data.dtype).tiny).sqrt()
@@ -79,9 +104,17 @@ def refuse(
     book: Book, argument: str, group: int, value: float, count: float, coordinates: Coordinates
 ) -> DegenerateError:
     """The error for a collapsed value of a spread."""
-    name, index = _element(book, argument, group, coordinates)
+    element = int(book.rows[argument][group].reshape(-1)[0])
+    return collapsed(type(book.family).__name__, argument, element, value, count, coordinates)
+
+
+def collapsed(
+    family: str, argument: str, element: int, value: float, count: float, coordinates: Coordinates
+) -> DegenerateError:
+    """The same from the position of the parameter's element in theta."""
+    name, index = _element(element, coordinates)
     return DegenerateError(
-        f"A component collapsed: {argument} of {type(book.family).__name__}, given by parameter {name!r} at "
+        f"A component collapsed: {argument} of {family}, given by parameter {name!r} at "
         f"{list(index)}, fell to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum there. "
         f"Share the parameter over components, give it a prior, start elsewhere (restarts=, start=), or {CHOICES}.",
         name,
@@ -92,7 +125,7 @@ def refuse(
 
 def ran_out(book: Book, argument: str, group: int, count: float, coordinates: Coordinates) -> DegenerateError:
     """The error for a component without data."""
-    name, index = _element(book, argument, group, coordinates)
+    name, index = _element(int(book.rows[argument][group].reshape(-1)[0]), coordinates)
     return DegenerateError(
         f"A component is empty: {argument} of {type(book.family).__name__}, given by parameter {name!r} at "
         f"{list(index)}, holds {count:.3g} data. Take fewer components, start elsewhere (restarts=, start=), or "
@@ -106,9 +139,8 @@ def ran_out(book: Book, argument: str, group: int, count: float, coordinates: Co
 CHOICES = 'choose on_degenerate="floor", "drop" or "restart"'
 
 
-def _element(book: Book, argument: str, group: int, coordinates: Coordinates) -> tuple[str, tuple[int, ...]]:
-    """The parameter, and its element, behind a value of an argument."""
-    element = int(book.rows[argument][group].reshape(-1)[0])
+def _element(element: int, coordinates: Coordinates) -> tuple[str, tuple[int, ...]]:
+    """The parameter, and its element, at a position in theta."""
     for name, start in coordinates.starts().items():
         shape = coordinates.shapes[name]
         if start <= element < start + torch.Size(shape).numel():

@@ -54,7 +54,7 @@ class Maximiser:
             DegenerateError: a component collapsed, under a guard that does not floor.
         """
         if self.regressions is not None:
-            theta = self.regressions.maximise(theta, weights)
+            theta = self.regressions.maximise(theta, weights, self.guard)
         for _ in range(ROUNDS):
             before = theta
             theta = self._solve(theta, stats)
@@ -82,6 +82,8 @@ class Maximiser:
         """Whether a spread is at most ``slack`` times the floor that the guard holds it at."""
         if not self.guard.floor:
             return False
+        if self.regressions is not None and self.regressions.is_held(theta, slack):
+            return True
         return any(
             at_floor(self.books[i], b.argument, self.books[i].values(self.coordinates, theta)[b.argument], slack)
             for i, blocks in self._blocks.items()

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_em.compiled.collapse import collapsed, held, is_low, is_narrow
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.numeric import climb
 from pyro_em.compiled.priors import Prior, log_prior
+from pyro_em.compiled.solve import Guard
 from pyro_em.families import Cells
 from pyro_em.families.newton import newton
 from pyro_em.probing import LINKS, Coordinates
@@ -27,7 +31,7 @@ SWEEPS = 200
 ITERATIONS = 100
 STILL = 1e-12
 
-Key = tuple[type, str, str]  # family, argument, link
+Key = tuple[Any, str, str]  # family, argument, link
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,15 @@ class Regressions:
     closed: dict[Key, Tensor]
     numeric: tuple[str, ...]
 
-    def maximise(self, theta: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def maximise(self, theta: Tensor, weights: Mapping[str, Tensor], guard: Guard) -> Tensor:
         """theta with these parameters at a maximum of Q over each in turn.
 
         Args:
             weights: by site, posterior of the states times the datum's weight, shape (n, K).
+            guard: what to do about components that collapse.
+
+        Raises:
+            DegenerateError: a spread beside an affine argument went to nothing, under a guard that does not floor.
         """
         stats = {f.name: _statistics(f, weights[f.name]) for f in self.factors}
         for _ in range(SWEEPS):
@@ -62,7 +70,7 @@ class Regressions:
             for name, columns in self.affine.items():
                 theta = self._newton(name, columns, theta, stats)
             for key, movable in self.closed.items():
-                theta = self._solve(key, movable, theta, stats)
+                theta = self._solve(key, movable, theta, stats, guard)
             if self.numeric:
                 theta = climb(lambda t: self._q(t, stats), self.coordinates, theta, self.numeric)
             alone = len(self.affine) + len(self.closed) + bool(self.numeric) == 1
@@ -140,49 +148,109 @@ class Regressions:
             curvature[used.unsqueeze(1), used.unsqueeze(0)] -= product
         return total, slope, curvature
 
-    def _solve(self, key: Key, movable: Tensor, theta: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
-        """A family's own solution for one argument, pooled over all sites that share it."""
+    def is_held(self, theta: Tensor, slack: float) -> bool:
+        """Whether a spread beside an affine argument is at most ``slack`` times its floor."""
+        pools = [_pooled(self._members(key), key, theta) for key in self.closed if _is_spread(key)]
+        return any(is_low(p.present, _variances(p), slack) for p in pools)
+
+    def _members(self, key: Key) -> list[ElementFactor]:
         kind, name, link = key
         members = [f for f in self.factors if type(f.family) is kind and not f.routes[name].is_affine]
-        members = [f for f in members if f.routes[name].link == link]
-        rows, args, pooled = [], [], []
-        for f in members:
-            index = f.routes[name].index
-            assert index is not None
-            shape = stats[f.name].shape[:-1]
-            block = index.shape[3:]
-            rows.append(index.expand(*shape, *block).reshape(-1, *block))
-            here = f.args(theta, slice(None))
-            args.append({n: a.expand(*shape, *a.shape[3:]).reshape(-1, *a.shape[3:]) for n, a in here.items()})
-            pooled.append(stats[f.name].flatten(0, -2))
-        flat = torch.cat([r.flatten(1) if r.dim() > 1 else r.unsqueeze(1) for r in rows])
-        values, group = flat.unique(dim=0, return_inverse=True)
-        together = {n: torch.cat([a[n] for a in args]) for n in args[0]}
-        return _placed(members[0], key, values, group, together, torch.cat(pooled), movable, theta)
+        return [f for f in members if f.routes[name].link == link]
+
+    def _solve(self, key: Key, movable: Tensor, theta: Tensor, stats: Mapping[str, Tensor], guard: Guard) -> Tensor:
+        """A family's own solution for one argument, pooled over all sites that share it."""
+        _, name, link = key
+        pool = _pooled(self._members(key), key, theta)
+        cells = Cells(
+            torch.cat([stats[f.name].flatten(0, -2) for f in pool.members]), pool.args, pool.group, len(pool.values)
+        )
+        family = pool.members[0].family
+        found = family.solve(name, cells)
+        if found is None:
+            found = newton(family, (name,), cells.stats, pool.args, pool.group, cells.size, {name: pool.present})[name]
+        if _is_spread(key):
+            found = _guarded(key, pool, found, cells, movable, guard)
+        inverse = LINKS[link].inverse(found).reshape(cells.size, -1)
+        inside = torch.isin(pool.values, movable) & torch.isfinite(inverse)
+        theta = theta.clone()
+        theta[pool.values[inside]] = inverse[inside]
+        return theta
 
 
-def _placed(
-    factor: ElementFactor,
-    key: Key,
-    values: Tensor,
-    group: Tensor,
-    args: dict[str, Tensor],
-    stats: Tensor,
-    movable: Tensor,
-    theta: Tensor,
-) -> Tensor:
-    _, name, link = key
-    cells = Cells(stats, args, group, len(values))
-    found = factor.family.solve(name, cells)
-    if found is None:
-        start = args[name].new_zeros(len(values), *args[name].shape[1:])
-        start[group] = args[name]
-        found = newton(factor.family, (name,), stats, args, group, len(values), {name: start})[name]
-    inverse = LINKS[link].inverse(found).reshape(len(values), -1)
-    inside = torch.isin(values, movable) & torch.isfinite(inverse)
-    theta = theta.clone()
-    theta[values[inside]] = inverse[inside]
-    return theta
+@dataclass(frozen=True)
+class _Pool:
+    """The elements of all sites that share an argument.
+
+    Attributes:
+        values: positions in theta of each value of the argument, shape (G, block).
+        group: which of them each element uses, shape (C,).
+        args: all arguments of each element.
+        present: each value at theta.
+    """
+
+    members: list[ElementFactor]
+    values: Tensor
+    group: Tensor
+    args: dict[str, Tensor]
+    present: Tensor
+
+
+def _pooled(members: list[ElementFactor], key: Key, theta: Tensor) -> _Pool:
+    _, name, _ = key
+    rows, args = [], []
+    for f in members:
+        index = f.routes[name].index
+        assert index is not None
+        shape, block = _shape(f), index.shape[3:]
+        rows.append(index.expand(*shape, *block).reshape(-1, *block))
+        here = f.args(theta, slice(None))
+        args.append({n: a.expand(*shape, *a.shape[3:]).reshape(-1, *a.shape[3:]) for n, a in here.items()})
+    flat = torch.cat([r.flatten(1) if r.dim() > 1 else r.unsqueeze(1) for r in rows])
+    values, group = flat.unique(dim=0, return_inverse=True)
+    together = {n: torch.cat([a[n] for a in args]) for n in args[0]}
+    present = together[name].new_zeros(len(values), *together[name].shape[1:])
+    present[group] = together[name]
+    return _Pool(members, values, group, together, present)
+
+
+def _shape(factor: ElementFactor) -> tuple[int, int, int]:
+    return factor.num_rows, factor.num_states, factor.x.shape[2]
+
+
+def _is_spread(key: Key) -> bool:
+    kind, name, _ = key
+    return any(a.spread for a in kind.args if a.name == name)
+
+
+def _variances(pool: _Pool) -> Tensor:
+    """Of the data behind each value, the largest variance among its sites, shape (G,) or (G, D)."""
+    parts, at = [], 0
+    for f in pool.members:
+        count = prod(_shape(f))
+        x = f.data(slice(None))
+        own = x.flatten(0, 2).var(0, correction=0)
+        used = torch.bincount(pool.group[at : at + count], minlength=len(pool.values)) > 0
+        parts.append(torch.where(used.reshape(-1, *[1] * own.dim()), own, 0.0))
+        at += count
+    return torch.stack(parts).amax(0)
+
+
+def _guarded(key: Key, pool: _Pool, found: Tensor, cells: Cells, movable: Tensor, guard: Guard) -> Tensor:
+    """The values, none of them collapsed."""
+    kind, name, _ = key
+    counts, data = cells.pool(cells.stats[:, -1]), _variances(pool)
+    spoken_of = (counts > 0) & torch.isin(pool.values, movable).any(1)
+    if guard.floor:
+        lifted = held(found, data, lambda: found.nan_to_num(0.0) @ found.nan_to_num(0.0).mT)
+        return torch.where(spoken_of.reshape(-1, *[1] * (found.dim() - 1)), lifted, found)
+    narrow = is_narrow(found, data, guard.dtype) & spoken_of
+    if bool(narrow.any()):
+        g = int(narrow.nonzero()[0, 0])
+        value = found[g] if found.dim() == 1 else found[g].diagonal().abs().amin()
+        element = int(pool.values[g, 0])
+        raise collapsed(kind.__name__, name, element, float(value), float(counts[g]), guard.coordinates)
+    return found
 
 
 def _statistics(factor: ElementFactor, weights: Tensor) -> Tensor:
@@ -216,7 +284,9 @@ def _in_predictor(factor: ElementFactor, name: str, theta: Tensor, stats: Tensor
 
 
 def _solve(curvature: Tensor, slope: Tensor) -> Tensor:
-    """A direction of ascent: Newton's where Q is concave, none where it is flat."""
+    """A direction of ascent: Newton's where Q is concave, none where it is flat or overflows."""
+    if not bool(torch.isfinite(curvature).all()):
+        return torch.zeros_like(slope)
     levels, axes = torch.linalg.eigh(curvature)
     size = levels.abs()
     usable = size > 1e-11 * size.max()
