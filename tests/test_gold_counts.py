@@ -65,7 +65,7 @@ def test_boys_in_saxony() -> None:
 def test_margarine() -> None:
     expected, data = gold("multmix_margarine_k2"), multinomial_mixture.load()
     assert num_params(multinomial_mixture.model, *data) == expected.num_params
-    strategy = EM(tol=1e-9, accelerate="squarem", restarts=10, start=RandomDraws())
+    strategy = EM(tol=1e-9, accelerate="squarem", restarts=30, start=RandomDraws())
     result = fit(multinomial_mixture.model, *data, strategy=strategy, seed=0, progress=False)
     expected.check(result, result.params, {"weights": 0, "probs": 0}, tol=1e-4)
 

@@ -19,8 +19,8 @@ GALAXIES = ("galaxies.csv", "velocity")
 
 SINGLE = EM(tol=1e-9, accelerate="squarem")
 SEEDED = EM(tol=1e-9, accelerate="squarem", restarts=5, start=KMeans("x"))
-# With one variance for glucose and insulin alike, most starts find another partition.
-PATIENT = EM(tol=1e-9, accelerate="squarem", restarts=10, start=KMeans("x"))
+# Where glucose and insulin share a variance or a covariance, most starts find another partition.
+PATIENT = EM(tol=1e-9, accelerate="squarem", restarts=30, start=KMeans("x"))
 
 CASES = {
     "gmm_faithful_k2_EII": (FAITHFUL, 2, structures.eii, SINGLE),
@@ -38,7 +38,7 @@ CASES = {
     "gmm_diabetes_k3_VII": (DIABETES, 3, structures.vii, SINGLE),
     "gmm_diabetes_k3_EEI": (DIABETES, 3, structures.eei, SINGLE),
     "gmm_diabetes_k3_VVI": (DIABETES, 3, structures.vvi, SINGLE),
-    "gmm_diabetes_k3_EEE": (DIABETES, 3, structures.eee, SEEDED),
+    "gmm_diabetes_k3_EEE": (DIABETES, 3, structures.eee, PATIENT),
     "gmm1d_waiting_k2_E": (WAITING, 2, structures.eii, SINGLE),
     "gmm1d_waiting_k2_V": (WAITING, 2, structures.vii, SINGLE),
     "gmm1d_galaxies_k3_E": (GALAXIES, 3, structures.eii, SEEDED),

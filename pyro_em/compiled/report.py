@@ -32,7 +32,8 @@ def report(plan: Plan) -> list[Row]:
         if name not in reached:
             owner, reason = owners[name]
             rows[name, "", "", "opaque", "", owner, reason] = [""]
-    return [_row(key, sites) for key, sites in sorted(rows.items())]
+    order = {name: i for i, name in enumerate(plan.probed.found.sites)}
+    return [_row(key, sorted(sites, key=lambda n: order.get(n, -1))) for key, sites in sorted(rows.items())]
 
 
 def traced_report(names: Iterable[str], fixed: Iterable[str], reason: str) -> list[Row]:
