@@ -159,7 +159,7 @@ def by_dynamax(x: Array, params: Params, steps: int) -> Run:
     hmm = DiagonalGaussianHMM(
         K, D, initial_probs_concentration=1.0, transition_matrix_concentration=1.0, 
         emission_prior_mean_concentration=0.0,
-        emission_prior_concentration=-1.0, emission_prior_scale=0.0,
+        emission_prior_concentration=-1.5, emission_prior_scale=0.0,
     )  # fmt: skip
     state, props = hmm.initialize(
         jax.random.PRNGKey(0), initial_probs=jnp.asarray(params["init"]), transition_matrix=
