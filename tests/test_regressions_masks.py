@@ -50,3 +50,14 @@ def test_a_mask_over_states(model):
     assert found.objective == pytest.approx(other.objective, abs=1e-6)
     owners = found.explain().set_index("parameter")
     assert owners.owner["rate"] == "gradient" and "mask depends on the state of 'z'" in owners.reason["rate"]
+
+
+@pytest.mark.parametrize("hidden", [Y > 3, (Y > 3).double()])
+def test_a_mask_that_pyro_expands_over_states_leaves_closed_forms(hidden):
+    def model(y):
+        rates = pyro.param("rates", f64([1.0, 3.0]), positive)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(PROB))
+            pyro.sample("y", dist.Poisson(rates[z.long()]).mask(hidden == 0), obs=y)
+
+    assert fit(model, Y, strategy=EM(max_steps=2)).explain().owner.tolist() == ["closed form"]

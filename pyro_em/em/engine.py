@@ -97,7 +97,7 @@ class Engine(Protocol):
         """
         ...
 
-    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor], rest: float = 0.0) -> None:
         """Move to the maximum of Q under latents that have been labelled (see :func:`labelled`)."""
         ...
 

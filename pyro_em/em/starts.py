@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Protocol
 
 import torch
@@ -13,6 +13,8 @@ from pyro_em.em.engine import Engine
 from pyro_em.errors import ModelError
 
 __all__ = ["KMeans", "RandomDraws", "RandomResponsibilities", "Start"]
+
+REST = 0.01  # weight of a row without a label, in every state alike
 
 
 class Start(Protocol):
@@ -45,7 +47,8 @@ class RandomResponsibilities:
     """The M-step of latents labelled at random, on a few rows drawn at random.
 
     On few rows the labels make components that differ, where on all rows each would be the average of the data. It
-    knows the scale of the data, and needs no more than the model.
+    knows the scale of the data, and needs no more than the model. Where the few rows leave others impossible (words
+    that they do not hold), those count a little, in all states alike.
 
     Args:
         rows: how many rows of each latent's plate are labelled for each state; ``None`` takes five, or as many as the
@@ -69,7 +72,11 @@ class RandomResponsibilities:
             for plate in variable.plates[:1]:  # one choice for all latents of a plate: a label alone says little
                 if plate.name not in chosen:
                     chosen[plate.name] = _few(plate.size, self._each(engine) * variable.size)
+        before = engine.point()
         engine.place(states, chosen)
+        if not isfinite(engine.expect().objective):  # what the few rows never show is impossible in other rows
+            engine.move(before)
+            engine.place(states, chosen, REST)
 
     def _each(self, engine: Engine) -> int:
         return self.rows or max(5, 2 * (engine.block_size() + 1))

@@ -185,11 +185,11 @@ class TensorEngine:
             )
         return drawn(factor), factor.x.flatten(1)
 
-    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor], rest: float = 0.0) -> None:
         """Move to the maximum of Q under latents that have been labelled; spreads are held at a floor."""
         tally = Tally.of(Point.at(self.theta, self.model.books, self.model.coordinates))
         for f in self.model.factors:
-            tally.add(f, by_rows(f, states, chosen), ALL)
+            tally.add(f, by_rows(f, states, chosen, rest), ALL)
         found = self.model.expectation(tally, 0.0, 0.0)
         careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
         with torch.no_grad():

@@ -159,11 +159,11 @@ class TracedEngine:
         data = [nodes[n]["value"] for n in names]
         return variables, torch.stack(data, len(variables[0].plates)).flatten(0, len(variables[0].plates))
 
-    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor]) -> None:
+    def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor], rest: float = 0.0) -> None:
         """Raise Q under latents that have been labelled."""
         with torch.no_grad():
             graph = self._graph()
-        weights = tuple(labelled(f.plates, f.scope, states, chosen) * f.scale for f in graph.factors)
+        weights = tuple(labelled(f.plates, f.scope, states, chosen, rest) * f.scale for f in graph.factors)
         names = tuple(f.name for f in graph.factors)
         self.maximise(TracedExpectation(0.0, None, 0.0, Cliques(0.0, 0.0, weights), names))
         self._first = None

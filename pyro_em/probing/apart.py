@@ -72,7 +72,7 @@ def read(name: str, site: Site, found: Structure) -> Raw | str:
     met = {d for n, t in tensors.items() for d in _met(t, ranks[n], core.events, positions)}
     scope = tuple(d for d, v in positions.items() if isinstance(v, Variable) and (d in met or v == own))
     plates = {d: p for d, p in positions.items() if isinstance(p, Plate)}
-    masks = () if own is not None else _masks(site, core)
+    masks = () if own is not None else _masks(site, core, positions)
     hiding = {positions[d] for mask, events in masks for d in _met(mask, 0, events, positions)}
     if latents := [d.name for d in hiding if isinstance(d, Variable)]:
         return f"its mask depends on the state of {min(latents)!r}"
@@ -193,9 +193,18 @@ def aligned(
     return tensor.reshape([*(d.size if d in kept else 1 for d in dims), *rest])
 
 
-def _masks(site: Site, core: Core) -> tuple[tuple[Tensor, int], ...]:
-    """The masks of an observation."""
+def _masks(site: Site, core: Core, positions: Mapping[int, Dim]) -> tuple[tuple[Tensor, int], ...]:
+    """The masks of an observation, over states only where these matter."""
     known = [
         (mask, events) for mask, events in [(site["mask"], 0), *core.masks] if mask is not None and mask is not True
     ]
-    return tuple((torch.as_tensor(mask), events) for mask, events in known)
+    return tuple((_over_plates(torch.as_tensor(mask), events, positions), events) for mask, events in known)
+
+
+def _over_plates(mask: Tensor, events: int, positions: Mapping[int, Dim]) -> Tensor:
+    """A mask of size one along the states of latents, where it is the same in all: Pyro expands it to its site."""
+    for d in _met(mask, 0, events, positions):
+        first = mask.narrow(d - events, 0, 1)
+        if isinstance(positions[d], Variable) and bool((mask == first).all()):
+            mask = first
+    return mask
