@@ -63,6 +63,11 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
             for p in (name, *params) if params else ():
                 gradient.setdefault(p, f"the prior of {name!r} has parameters")
     known = [s for s in probed.sites.values() if _is_known(s)]
+    if gradient or len(known) < len(probed.sites):  # runs of the program do not tell the states behind a DiscreteHMM
+        for site in (s for s in known if s.name not in nodes):
+            for name in site.params:
+                gradient.setdefault(name, f"{name!r} reaches site {site.members[0]!r} beside arguments not known")
+        known = [s for s in known if s.name in nodes]
     by_element = _connected(known, fixed)
     scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in known}
     weights = datum_weights({n: nodes[n] for s in probed.sites.values() for n in s.members})
