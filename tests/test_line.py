@@ -41,7 +41,7 @@ def case(name):
     for at, axes, rows_alike, frames_alike in CASES[name]:
         shape = 1 if rows_alike else ROWS, 1 if frames_alike else len(at), *[STATES] * len(axes)
         potentials.append(torch.randn(shape, generator=generator, dtype=torch.float64))
-        places.append(Place(at, axes, frames_alike))
+        places.append(Place(axes, at, frames_alike))
     return wire(frames(), places), potentials
 
 
@@ -68,7 +68,7 @@ def test_potentials_are_left_as_they_were():
 
 
 def test_chains_with_frames_of_two_sizes_are_no_lines():
-    places = [Place(LATER, ACROSS, False)]
+    places = [Place(ACROSS, LATER, False)]
     assert line_of(wire(frames((STATES,) * (FRAMES - 1) + (STATES + 1,)), places)) is None
 
 

@@ -55,7 +55,7 @@ class Chain:
         """Wire the stacks of a chain."""
         frames = stack_of(factors[0]).frames
         heard = hear(factors, frames)
-        places = [Place(stack_of(f).at, stack_of(f).axes, _is_alike(f, i, heard)) for i, f in enumerate(factors)]
+        places = [Place(stack_of(f).axes, stack_of(f).at, _is_alike(f, i, heard)) for i, f in enumerate(factors)]
         flats = [Flat.of([f]) if isinstance(f, TensorFactor) and f.is_dense else None for f in factors]
         weights: Tensor | None = None
         for i, plate in enumerate(frames.plates):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.sparse import SparseFactor
+from pyro_em.families.base import Augmented
 
 __all__ = ["ALL", "Dense", "add_stats", "base_measure", "dense", "features", "table"]
 
@@ -33,7 +35,7 @@ def table(factor: TensorFactor, coefficients: Tensor, rows: slice, args: dict[st
     cell = factor.part(factor.cell, rows)
     if factor.is_augmented:
         x = factor.centred(factor.part(factor.x, rows), torch.float64)
-        density = factor.book.family.log_prob(x, **{n: a[cell] for n, a in args.items()})  # type: ignore[attr-defined]
+        density = cast(Augmented, factor.book.family).log_prob(x, **{n: a[cell] for n, a in args.items()})
     else:
         own = coefficients[cell]
         density = torch.einsum("snke,nkes->nke", features(factor, rows, torch.float64), own[..., :-1])
@@ -54,7 +56,7 @@ def add_stats(factor: TensorFactor, weights: Tensor, stats: Tensor, rows: slice,
     cell = factor.part(factor.cell, rows)
     if factor.is_augmented:
         x = factor.centred(factor.part(factor.x, rows), torch.float64)
-        t = factor.book.family.augment(x, **{n: a[cell] for n, a in args.items()})  # type: ignore[attr-defined]
+        t = cast(Augmented, factor.book.family).augment(x, **{n: a[cell] for n, a in args.items()})
     else:
         t = features(factor, rows, torch.float64)
     mask = None if factor.mask is None else factor.part(factor.mask, rows)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.model import TensorModel, tensor_model
 from pyro_em.compiled.ownership import Ownership, implied, share_out
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Key, Regressions
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import datum_weights, site_scale
+from pyro_em.graph.factor import together
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
 
 __all__ = ["Plan", "make_plan"]
@@ -71,8 +73,7 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
     by_element = _connected(known, fixed)
     scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in known}
     weights = datum_weights({n: nodes[n] for s in probed.sites.values() for n in s.members})
-    for name, weight in plate_weights.items():
-        weights[name] = weight * weights.get(name, 1.0)
+    weights = together(weights, plate_weights)
     _check_weights(probed, weights)
     model = tensor_model(known, coordinates, scales, weights, by_element)
     known_priors = [n for n, params in probed.priors.items() if counts_priors and not params]
@@ -161,7 +162,7 @@ def _regressions(
     if not sites:
         return None
     names = {s.name for s in sites}
-    factors = tuple(f for f in model.factors if f.name in names)
+    factors = tuple(f for f in model.factors if isinstance(f, ElementFactor) and f.name in names)
     uses = {p: kinds for p, kinds in _uses(sites, coordinates).items() if p not in frozen}
     numeric = {p for p, kinds in uses.items() if not _is_solvable(p, kinds, sites, coordinates, priors)}
     affine: dict[str, list[Tensor]] = {}
@@ -178,7 +179,7 @@ def _regressions(
         else:
             closed.setdefault((families[family], argument, link), []).append(elements)
     return Regressions(
-        factors=factors,  # type: ignore[arg-type]
+        factors=factors,
         coordinates=coordinates,
         priors=priors,
         affine={a: torch.cat(parts) for a, parts in affine.items()},

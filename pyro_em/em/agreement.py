@@ -7,7 +7,7 @@ compared at the start, and where the fit wants to end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyro
 import torch
@@ -48,8 +48,7 @@ class Agreement:
         look = self.prepared.intervention if whole else Intervention()
         with torch.no_grad(), pyro.validation_enabled(False):
             graph = inference.graph(args, kwargs, look) if graph is None else graph
-            together = {**graph.weights, **{n: w * graph.weights.get(n, 1.0) for n, w in weights.items()}}
-            terms = [t.scaled for t in log_evidence_terms(replace(graph, weights=together))]
+            terms = [t.scaled for t in log_evidence_terms(graph.counted(weights))]
         traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5
         if not whole:
             plan = make_plan(probe(inference.program, self.space, args, kwargs, look), weights, False, ())

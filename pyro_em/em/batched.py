@@ -21,6 +21,7 @@ from pyro_em.em.checks import Prepared
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Plate, Program
 from pyro_em.graph.build import datum_weights, plates_of, site_scale, structure
+from pyro_em.graph.factor import together
 from pyro_em.params import ParamSpace
 from pyro_em.probing import Coordinates, Probed, ProbedSite, Selected, SiteParts, values_of
 from pyro_em.probing.apart import read
@@ -132,10 +133,9 @@ class BatchedModel:
         assert found is not None
         sites, nodes = found
         scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in sites}
-        together = datum_weights({n: nodes[n] for s in sites for n in s.members})
-        for name, weight in weights.items():
-            together[name] = weight * together.get(name, 1.0)
-        return assemble([trimmed(s) for s in sites], self.first.books, self.coordinates, scales, together)
+        own = datum_weights({n: nodes[n] for s in sites for n in s.members})
+        whole = together(own, weights)
+        return assemble([trimmed(s) for s in sites], self.first.books, self.coordinates, scales, whole)
 
     def _sites(self, batch: Batch, check: bool = True) -> tuple[list[ProbedSite], dict[str, Any]] | None:
         """The sites of a batch with the routes of the first; ``None`` where their arguments are others."""

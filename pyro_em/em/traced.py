@@ -202,10 +202,7 @@ class TracedEngine:
 
     def _weighted(self, graph: FactorGraph) -> FactorGraph:
         """The graph with the caller's weights beside the model's own."""
-        weights = dict(graph.weights)
-        for name, weight in self.prepared.weights.items():
-            weights[name] = weight * weights.get(name, 1.0)
-        return replace(graph, weights=weights)
+        return graph.counted(self.prepared.weights)
 
 
 MAX_REJECTIONS = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -107,7 +107,4 @@ class TracedBatches(TracedEngine):
 
     def _batch(self, batch: Batch, weights: Mapping[str, Tensor]) -> FactorGraph:
         graph = self.prepared.inference.graph(batch.args, batch.kwargs, Intervention())
-        together = dict(graph.weights)
-        for name, weight in weights.items():
-            together[name] = weight * together.get(name, 1.0)
-        return replace(graph, weights=together)
+        return graph.counted(weights)

@@ -9,7 +9,6 @@ from math import prod
 
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from pyro_em.graph.alike import FEW, kind_of, stacked
 from pyro_em.graph.axes import arrange, axes_of
 from pyro_em.graph.density import log_prob, without_missing
 from pyro_em.graph.factor import Factor, FactorGraph, HiddenSite, Layout, Plate, Prior, Variable
-from pyro_em.graph.hidden import hidden_of, is_hidden
+from pyro_em.graph.hidden import hidden_of, is_hidden, unmasked
 from pyro_em.graph.impossible import with_true_zeros
 from pyro_em.graph.trace import Site, is_random
 
@@ -136,9 +135,7 @@ def site_log_prob(site: Site) -> Tensor:
     """The site's log-density before any scale; a latent keeps its own under a mask, so that it still sums to one."""
     if site["is_observed"] or not site["infer"].get("_is_summed"):
         return scale_and_mask(log_prob(site), mask=site["mask"])
-    fn = site["fn"]
-    while isinstance(fn, MaskedDistribution):  # Pyro would count a masked latent as one of uniform weights 1
-        fn = fn.base_dist
+    fn, _ = unmasked(site["fn"])  # Pyro would count a masked latent as one of uniform weights 1
     return with_true_zeros(fn).log_prob(site["value"])
 
 

@@ -165,7 +165,7 @@ def _chain(members: Sequence[int], factors: Sequence[Sized]) -> Chain | None:
     if rows * (len(frames.frames) - 1) * frames.num_states**2 > MAX_ENTRIES:
         return None
     slots = _slots(members, [frames.seat(factors[i][1]) for i in members], frames, factors)
-    places = [Place(torch.tensor([seat.at for seat, _ in slot]), slot[0][0].axes, False) for slot in slots]
+    places = [Place(slot[0][0].axes, torch.tensor([seat.at for seat, _ in slot]), False) for slot in slots]
     return Chain(frames, wire(frames, places), tuple(tuple(i for _, i in s) for s in slots), factors[members[0]][2])
 
 

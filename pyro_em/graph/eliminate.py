@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_em.graph.chain import split
 from pyro_em.graph.factor import Dim, Factor, FactorGraph, Plate, Variable
+from pyro_em.graph.logsumexp import logsumexp
 from pyro_em.graph.plan import Plan, PlateProduct, SumOut, plan_for
 
 __all__ = [
@@ -28,20 +29,10 @@ __all__ = [
     "index_table",
     "log_evidence",
     "log_evidence_terms",
-    "logsumexp",
     "maximise",
     "sample",
     "weighted",
 ]
-
-
-def logsumexp(table: Tensor) -> Tensor:
-    """log sum exp over the last axis; an axis of -inf gives -inf, and zero gradient rather than NaN."""
-    top = table.detach().amax(-1, keepdim=True)
-    top = torch.where(torch.isfinite(top), top, 0.0)
-    total = (table - top).exp().sum(-1)
-    possible = total > 0
-    return torch.where(possible, torch.where(possible, total, 1.0).log() + top.squeeze(-1), -torch.inf)
 
 
 def align(table: Tensor, dims: Sequence[Dim], target: Sequence[Dim]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_em.graph.hidden import Hidden
 
-__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Prior", "Variable"]
+__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Prior", "Variable", "together"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class FactorGraph:
 
     def counted(self, weights: Mapping[str, Tensor]) -> FactorGraph:
         """The same graph with further weights of plates beside its own."""
-        return replace(self, weights={**self.weights, **{n: w * self.weights.get(n, 1.0) for n, w in weights.items()}})
+        return replace(self, weights=together(self.weights, weights))
 
     def log_prior(self) -> Tensor:
         """Total log-density of the point-estimated latents, in nats."""
@@ -131,6 +131,11 @@ class FactorGraph:
 
 def _identity(chain: Hidden) -> Hidden:
     return chain
+
+
+def together(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The product of two sets of weights by plate."""
+    return {**one, **{n: w * one.get(n, 1.0) for n, w in other.items()}}
 
 
 @dataclass(frozen=True)

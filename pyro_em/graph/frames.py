@@ -15,7 +15,7 @@ from math import prod
 
 from pyro_em.graph.factor import Plate, Variable
 
-__all__ = ["Frames", "Seat", "find_frames"]
+__all__ = ["Axes", "Frames", "Seat", "find_frames"]
 
 MIN_FRAMES = 3  # of fewer, elimination step by step is as fast
 MAX_STATES = 1024  # of a frame: beyond, elimination one latent at a time is cheaper
@@ -23,16 +23,14 @@ STARTS = 6  # how many of the model's first latents may make up the first frame
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where a factor sits.
+class Axes:
+    """What the axes of a factor's table are.
 
     Attributes:
-        at: the later of its frames.
         axes: for each variable of its scope, in order: (0, position) among the hubs, (1, position) in its frame, or
             (2, position) in the frame before.
     """
 
-    at: int
     axes: tuple[tuple[int, int], ...]
 
     @property
@@ -44,6 +42,13 @@ class Seat:
     def is_hub(self) -> bool:
         """Whether it touches no frame."""
         return all(row == 0 for row, _ in self.axes)
+
+
+@dataclass(frozen=True)
+class Seat(Axes):
+    """Where a factor sits: ``at`` is the later of its frames."""
+
+    at: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Frames:
         places = self._places
         at = max((places[v][0] for v in scope if v in places), default=0)
         axes = [(1 + at - places[v][0], places[v][1]) if v in places else (0, self.hubs.index(v)) for v in scope]
-        return Seat(at, tuple(axes))
+        return Seat(tuple(axes), at)
 
 
 @lru_cache(maxsize=64)

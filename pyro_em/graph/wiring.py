@@ -15,34 +15,23 @@ import torch
 from torch import Tensor
 
 from pyro_em.chains import ChainTables, log_evidence
-from pyro_em.graph.frames import Frames
+from pyro_em.graph.frames import Axes, Frames
+from pyro_em.graph.logsumexp import logsumexp
 
 __all__ = ["Place", "Wired", "Wiring", "wire"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Axes):
     """Where factors that sit alike put their potentials.
 
     Attributes:
         frames: the later frame of each factor, shape (n,).
-        axes: as in :class:`~pyro_em.graph.frames.Seat`.
         alike: whether one potential serves all n.
     """
 
     frames: Tensor
-    axes: tuple[tuple[int, int], ...]
     alike: bool
-
-    @property
-    def crosses(self) -> bool:
-        """Whether it joins two frames."""
-        return any(row == 2 for row, _ in self.axes)
-
-    @property
-    def is_hub(self) -> bool:
-        """Whether it touches no frame."""
-        return all(row == 0 for row, _ in self.axes)
 
 
 @dataclass(frozen=True)
@@ -105,7 +94,7 @@ class Wiring:
         by_hub = log_evidence(t.emission, t.transition, t.which, t.lengths)
         if not self.frames.hubs:
             return by_hub
-        return total_over_hubs(by_hub.reshape(self.frames.num_hubs, -1) + wired.hub)
+        return logsumexp((by_hub.reshape(self.frames.num_hubs, -1) + wired.hub).T)
 
     def smooth(
         self, potentials: Sequence[Tensor], weights: Tensor, lengths: Tensor | None
@@ -179,12 +168,6 @@ def wire(frames: Frames, places: Sequence[Place]) -> Wiring:
     missing = torch.arange(frames.num_states) >= states.unsqueeze(-1)
     padding = torch.zeros(missing.shape, dtype=torch.float64).masked_fill(missing, -torch.inf)
     return Wiring(frames, tuple(places), which, picks, padding[None, None] if bool(missing.any()) else None)
-
-
-def total_over_hubs(table: Tensor) -> Tensor:
-    """log sum exp over the first axis; -inf, with gradient zero, where all is impossible."""
-    possible = (table > -torch.inf).any(0)
-    return torch.where(possible, torch.where(possible, table, 0.0).logsumexp(0), -torch.inf)
 
 
 def _arranged(table: Tensor, place: Place, frames: Frames) -> Tensor:

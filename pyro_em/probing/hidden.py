@@ -64,7 +64,7 @@ class _Chain:
         raw = read(key, virtual, known)
         if isinstance(raw, str):
             return raw
-        seat = Seat(1, tuple((1 if v is self.now else 2, 0) for v in variables))
+        seat = Seat(tuple((1 if v is self.now else 2, 0) for v in variables), 1)
         parts = in_order(take_apart([raw]), seat)
         scope = tuple(replace(v, plates=parts.plates) for v in parts.scope)
         located = Stack(self.frames, parts.plates[-1], (self.name,), at, tuple(sorted(seat.axes)))
