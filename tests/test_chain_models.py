@@ -1,5 +1,6 @@
 """Models with chains: the stacked forward-backward against elimination, brute force and Pyro, in every structure."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -138,3 +139,30 @@ def test_draws_come_from_the_posterior(name: str) -> None:
 def test_the_objective_never_falls(name: str) -> None:
     history = run(name, max_steps=6, tol=0, on_degenerate="floor").history.objective
     assert (history.diff().dropna() >= -1e-9 * history.abs().max()).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "latent"), [("series", "z_0"), ("mixture", "z_0"), ("factorial", "w_0"), ("missing", "z_0")]
+)
+def test_a_chain_over_time(name: str, latent: str) -> None:
+    """What the first t data say is what a posterior given the first t data alone says."""
+    _, (x,) = MODELS[name]
+    axis = 0 if name in ("series", "factorial") else 1
+    result = run(name, max_steps=1)
+    whole = result.posterior()
+    chain = whole.chain(latent)
+    marginals = torch.stack([whole.marginal(z) for z in chain.names], -2)
+    torch.testing.assert_close(chain.smoothed, marginals.reshape(chain.smoothed.shape), rtol=0, atol=1e-12)
+    evidence = torch.zeros(chain.plates[0].size if chain.plates else 1, dtype=torch.float64)
+    for t, (site, after) in enumerate(itertools.pairwise(chain.names)):
+        past = result.posterior(x.narrow(axis, 0, t + 1))
+        now = chain.log_predictive[..., t].reshape(-1)
+        torch.testing.assert_close(now, past.log_likelihood - evidence, rtol=0, atol=1e-10)
+        evidence = past.log_likelihood
+        filtered = past.marginal(site)
+        torch.testing.assert_close(chain.filtered[..., t, :], filtered, rtol=0, atol=1e-12)
+        neighbours = whole.joint(site, after).probs
+        torch.testing.assert_close(chain.pairwise[..., t, :, :], neighbours, rtol=0, atol=1e-12)
+        if name in ("series", "missing"):
+            ahead = filtered @ result.params["trans"]
+            torch.testing.assert_close(chain.predicted[..., t, :], ahead, rtol=0, atol=1e-12)
