@@ -18,6 +18,7 @@ from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
 from pyro_em.compiled.heard import Heard, hear
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.graph.factor import row_weights
 from pyro_em.graph.line import Line, line_of
 from pyro_em.graph.wiring import Place, Wiring, wire
 from pyro_em.probing import Stack
@@ -57,14 +58,7 @@ class Chain:
         heard = hear(factors, frames)
         places = [Place(stack_of(f).axes, stack_of(f).at, _is_alike(f, i, heard)) for i, f in enumerate(factors)]
         flats = [Flat.of([f]) if isinstance(f, TensorFactor) and f.is_dense else None for f in factors]
-        weights: Tensor | None = None
-        for i, plate in enumerate(frames.plates):
-            if plate.name in plate_weights:
-                shape = [plate.size if i == j else 1 for j in range(len(frames.plates))]
-                own = plate_weights[plate.name].to(torch.float64).reshape(shape)
-                weights = own if weights is None else weights * own
-        if weights is not None:
-            weights = weights.expand([p.size for p in frames.plates]).reshape(-1)
+        weights = row_weights(frames.plates, plate_weights)
         kept = {
             i: flat.features(ALL, Desk(flat.dtype))
             for i, flat in enumerate(flats)

@@ -18,6 +18,7 @@ from pyro_em.compiled.mixture import Mixture
 from pyro_em.compiled.origin import with_origin
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.compiled.sparse import sparse_factor
+from pyro_em.graph.factor import row_weights
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
 from pyro_em.probing.trim import trimmed
 
@@ -139,8 +140,8 @@ def assemble(
     mixtures, generals, chains, base = [], [], [], 0.0
     for group in connected(factors):
         scale = scales[group[0].name]
-        weights = _row_weights(group[0], plate_weights)
-        base += scale * sum(base_measure(f, _row_weights(f, plate_weights)) for f in group)
+        weights = row_weights(group[0].plates, plate_weights)
+        base += scale * sum(base_measure(f, row_weights(f.plates, plate_weights)) for f in group)
         if group[0].stack is not None:
             chains.append(Chain.of(group, plate_weights, scale))
         elif _is_mixture(group):
@@ -167,17 +168,6 @@ def _is_mixture(group: Sequence[AnyFactor]) -> bool:
     first = group[0]
     alike = all(f.scope == first.scope and f.plates == first.plates for f in group)
     return alike and len(first.scope) == 1 and len(first.plates) > 0
-
-
-def _row_weights(factor: AnyFactor, plate_weights: Mapping[str, Tensor]) -> Tensor | None:
-    """The product of its plates' weights for each row."""
-    found = [(i, plate_weights[p.name]) for i, p in enumerate(factor.plates) if p.name in plate_weights]
-    if not found:
-        return None
-    total = torch.ones([p.size for p in factor.plates], dtype=torch.float64)
-    for axis, w in found:
-        total = total * w.to(torch.float64).reshape([-1 if i == axis else 1 for i in range(total.dim())])
-    return total.reshape(-1)
 
 
 def _informed(group: Sequence[AnyFactor]) -> Tensor | None:

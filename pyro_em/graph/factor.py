@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyro_em.graph.hidden import Hidden
 
-__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Prior", "Variable", "together"]
+__all__ = ["Dim", "Factor", "FactorGraph", "Plate", "Prior", "Variable", "row_weights", "together"]
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,8 @@ class HiddenSite:
 
     def weights(self, by_plate: Mapping[str, Tensor]) -> Tensor:
         """How often each row of the chain counts, shape (R,)."""
-        total = torch.ones([p.size for p in self.plates], dtype=torch.float64)
-        for i, plate in enumerate(self.plates):
-            if plate.name in by_plate:
-                total = total * by_plate[plate.name].reshape([-1 if i == j else 1 for j in range(total.dim())])
-        return total.reshape(-1)
+        found = row_weights(self.plates, by_plate)
+        return torch.ones(prod(p.size for p in self.plates), dtype=torch.float64) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,18 @@ class FactorGraph:
 
 def _identity(chain: Hidden) -> Hidden:
     return chain
+
+
+def row_weights(plates: Sequence[Plate], by_plate: Mapping[str, Tensor]) -> Tensor | None:
+    """How often each joint element of some plates counts, float64, shape (product of sizes,); ``None`` for once."""
+    if not any(p.name in by_plate for p in plates):
+        return None
+    total = torch.ones([p.size for p in plates], dtype=torch.float64)
+    for axis, plate in enumerate(plates):
+        if plate.name in by_plate:
+            weight = by_plate[plate.name].to(torch.float64)
+            total = total * weight.reshape([-1 if i == axis else 1 for i in range(total.dim())])
+    return total.reshape(-1)
 
 
 def together(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
