@@ -16,11 +16,20 @@ from pyro.optim.optim import PyroOptim
 from pyro.params.param_store import module_from_param_with_module_name, user_param_name
 from torch import Tensor
 
-__all__ = ["Optimizer", "OptimizerSpec"]
+__all__ = ["LBFGS", "Optimizer", "OptimizerSpec"]
 
 OptimizerSpec: TypeAlias = PyroOptim | Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+class LBFGS(torch.optim.LBFGS):
+    """torch's own, which on first use imports torch's compiler, for seconds, only to tell it to keep out: two methods
+    are wrapped so, and are taken here as they are inside.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.LBFGS.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.LBFGS.zero_grad)
 
 
 class Optimizer:

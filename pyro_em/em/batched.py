@@ -171,7 +171,7 @@ def _explained(parts: SiteParts, known: ProbedSite, coordinates: Coordinates, th
             return False
         expected = values_of(route, coordinates, theta)
         tolerance = 1e-9 if argument.dtype == torch.float64 else 1e-5
-        shape = torch.broadcast_shapes(argument.shape, expected.shape)
-        if not torch.allclose(argument.to(torch.float64).expand(shape), expected.expand(shape), rtol=tolerance, atol=0):
+        found, wanted = torch.broadcast_tensors(argument.to(torch.float64), expected)
+        if not torch.allclose(found, wanted, rtol=tolerance, atol=0):
             return False
     return True

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pyro_em.em.stopping import rounding
 from pyro_em.errors import ModelError
-from pyro_em.optim import Optimizer, OptimizerSpec
+from pyro_em.optim import LBFGS, Optimizer, OptimizerSpec
 
 __all__ = ["Ascent", "GradientMStep"]
 
-LBFGS = functools.partial(
-    torch.optim.LBFGS,
+DEFAULT = functools.partial(
+    LBFGS,
     max_iter=20,
     history_size=20,
     tolerance_grad=1e-8,
@@ -44,7 +44,7 @@ class GradientMStep:
         ValueError: ``num_steps`` is not positive.
     """
 
-    optim: OptimizerSpec = LBFGS
+    optim: OptimizerSpec = DEFAULT
     num_steps: int = 1
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from pyro_em.em.placing import by_rows, drawn, members
 from pyro_em.em.stopping import resolution
 from pyro_em.errors import DegenerateError, ModelError
 from pyro_em.graph import Variable
+from pyro_em.optim import LBFGS
 from pyro_em.params import ParamSpace
 
 __all__ = ["TensorEngine", "TensorExpectation"]
@@ -86,8 +87,9 @@ class TensorEngine:
         return self.model.first if isinstance(self.model, BatchedModel) else self.model
 
     @cached_property
-    def _free(self) -> list[str]:
-        return list(self.space.free(self.fixed))
+    def _free(self) -> dict[str, torch.Size]:
+        """Names of the parameters that move, with the shapes of their unconstrained coordinates."""
+        return {name: leaf.shape for name, leaf in self.space.free(self.fixed).items()}
 
     def point(self) -> Tensor:
         """The parameters, for :meth:`move`."""
@@ -141,7 +143,7 @@ class TensorEngine:
         start, point = self.expect().objective, self.coordinates().requires_grad_(True)
         if not len(point):
             return False
-        optimizer = torch.optim.LBFGS(
+        optimizer = LBFGS(
             [point], max_iter=100, history_size=20, tolerance_grad=1e-12, tolerance_change=1e-15,
             line_search_fn="strong_wolfe",
         )  # fmt: skip
@@ -239,8 +241,8 @@ class TensorEngine:
         for name, constraint in self.model.coordinates.constraints.items():
             value = values[name]
             if name in self._free:
-                shape = transform_to(constraint).inverse_shape(value.shape)
-                size = torch.Size(shape).numel()
+                shape = self._free[name]
+                size = shape.numel()
                 value = self.space.exact(name, transform_to(constraint)(vector[at : at + size].reshape(shape)))
                 at += size
             parts.append(value.reshape(-1))

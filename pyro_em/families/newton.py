@@ -86,10 +86,8 @@ class _Chart:
 
     @classmethod
     def of(cls, argument: Argument, origin: Tensor) -> _Chart:
-        transform = biject_to(argument.domain)
-        return cls(
-            argument.name, argument.domain in REAL, transform, transform.inverse_shape(origin.shape), origin.detach()
-        )
+        transform, origin = biject_to(argument.domain), origin.detach()
+        return cls(argument.name, argument.domain in REAL, transform, transform.inv(origin).shape, origin)
 
     @property
     def width(self) -> int:

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -70,6 +71,6 @@ class TableGuard(TorchFunctionMode):
 
 def _broadcast_size(shapes: list[torch.Size]) -> int:
     try:
-        return prod(torch.broadcast_shapes(*shapes))
-    except RuntimeError:  # not an elementwise operation
+        return prod(broadcast_shape(*shapes))  # torch's own imports sympy, for half a second of the first fit
+    except ValueError:  # not an elementwise operation
         return 0

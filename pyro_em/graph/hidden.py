@@ -17,6 +17,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from pyro_em.chains import ChainTables, backward, forward, log_evidence, sample, viterbi
@@ -113,7 +114,7 @@ def hidden_of(fn: Any, value: Tensor) -> Hidden:
     density = density if density.dim() > 1 else density.unsqueeze(0)
     transition = fn.transition_logits if fn.transition_logits.dim() > 2 else fn.transition_logits.unsqueeze(0)
     density = density.expand(*density.shape[:-2], max(density.shape[-2], transition.shape[-3]), density.shape[-1])
-    batch = torch.broadcast_shapes(fn.batch_shape, density.shape[:-2])
+    batch = torch.Size(broadcast_shape(fn.batch_shape, density.shape[:-2]))
     return Hidden(fn.initial_logits, transition, density, batch, mask)
 
 

@@ -124,7 +124,7 @@ class Wiring:
                 own = full.index_add(2, place.frames, own.expand(-1, -1, len(place.frames), -1))
             total = own if total is None else total + own
         zeros = torch.zeros(1, 1, count, states, dtype=torch.float64)
-        return zeros if total is None else total.expand(torch.broadcast_shapes(total.shape, zeros.shape))
+        return zeros if total is None else torch.broadcast_tensors(total, zeros)[0]
 
     def _transition(self, potentials: Sequence[Tensor]) -> Tensor:
         """Shape (H or 1, R or 1, M, S, S)."""
