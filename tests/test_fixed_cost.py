@@ -1,4 +1,4 @@
-"""What a fit costs but for its iterations: nothing heavy is imported, and nothing is evaluated more often than needed."""
+"""What a fit costs but for its iterations: no heavy imports, and nothing done twice that once would settle."""
 
 import subprocess
 import sys

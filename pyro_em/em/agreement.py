@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_em.compiled import TensorModel
-from pyro_em.compiled.plan import make_plan
+from pyro_em.compiled.plan import Plan, make_plan
 from pyro_em.em.checks import Prepared
 from pyro_em.graph import FactorGraph, Intervention, log_evidence_terms
 from pyro_em.params import ParamSpace
-from pyro_em.probing import probe
+from pyro_em.probing import Probed, explains, probe
 
 __all__ = ["Agreement"]
 
@@ -35,11 +36,26 @@ class Agreement:
     prepared: Prepared
     space: ParamSpace
 
+    @cached_property
+    def probed(self) -> Probed:
+        """What probing finds on the first rows, at the values where this is first asked for.
+
+        Raises:
+            ModelError: the model does not run at other parameter values.
+        """
+        return probe(self.prepared.inference.program, self.space, *self.prepared.head, Intervention())
+
+    @cached_property
+    def _plan(self) -> Plan:
+        """The first rows as tensors."""
+        return make_plan(self.probed, {}, False, ())
+
     def holds(self, theta: Tensor, model: TensorModel, graph: FactorGraph | None = None) -> bool:
         """Whether both agree at theta, which must be in place in the program.
 
         Args:
-            model: of all data, where these are few; of large data, another is made of the first rows.
+            model: of all data, where these are few; of large data, that of the first rows is taken, as probing at the
+                start has it, and each argument of their distributions is compared too.
             graph: of the program at theta, on the rows that are compared; ``None`` runs it.
         """
         inference, (args, kwargs) = self.prepared.inference, self.prepared.head
@@ -47,17 +63,22 @@ class Agreement:
         weights: Mapping[str, Tensor] = self.prepared.weights if whole else {}
         look = self.prepared.intervention if whole else Intervention()
         with torch.no_grad(), pyro.validation_enabled(False):
+            if not whole and graph is None and not self._is_explained():
+                return False
             graph = inference.graph(args, kwargs, look) if graph is None else graph
             terms = [t.scaled for t in log_evidence_terms(graph.counted(weights))]
         traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5
         if not whole:
-            plan = make_plan(probe(inference.program, self.space, args, kwargs, look), weights, False, ())
-            if not plan.is_complete:
+            if not self._plan.is_complete:
                 return False
-            model = plan.model
+            model = self._plan.model
         found = model.expect(theta)
         compiled = found.log_evidence
         cancelled = 64 * torch.finfo(model.dtype).eps * model.magnitude(theta, found.stats)
         kinds = {model.dtype, *(v.dtype for v in self.space.values().values())}
         tolerance = 1e-3 if torch.float32 in kinds else 1e-6
         return compiled == traced or abs(compiled - traced) <= tolerance * (1 + spread + 1e-3 * abs(traced)) + cancelled
+
+    def _is_explained(self) -> bool:
+        """Whether the arguments of all distributions in the first rows are what probing would have them be."""
+        return explains(self.probed, self.prepared.inference.program, self.space, *self.prepared.head, Intervention())

@@ -22,7 +22,7 @@ from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
 from pyro_em.em.traced_batches import TracedBatches
 from pyro_em.errors import ModelError
-from pyro_em.graph import FactorGraph, Intervention, Variable
+from pyro_em.graph import FactorGraph, Variable
 from pyro_em.params import ParamSpace
 from pyro_em.probing import Opaque, Probed, probe
 
@@ -150,14 +150,15 @@ def choose_engine(
 ) -> tuple[Engine, list[Row]]:
     """The fastest engine that is exact for the model, and a report of who owns which parameter."""
     space.free(options.fixed)
-    plan = _plan(prepared, space, options)
+    agreement = Agreement(prepared, space)
+    plan = _plan(prepared, space, options, agreement)
     if isinstance(plan, str):
         return _traced(prepared, space, options, stream, plan, prepared.at_start)
     guard = Guard(plan.probed.coordinates, options.on_degenerate == "floor", plan.model.dtype)
     maximiser = Maximiser(
         plan.model.books, plan.probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions
     )
-    drops, agreement = options.on_degenerate == "drop", Agreement(prepared, space)
+    drops = options.on_degenerate == "drop"
     if stream is not None:
         model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space)
         if plan.is_complete and plan.regressions is None and model.fits():
@@ -171,7 +172,7 @@ def choose_engine(
     return MixedEngine(prepared, space, plan, maximiser, options.priors), report(plan)
 
 
-def _plan(prepared: Prepared, space: ParamSpace, options: Options) -> Plan | str:
+def _plan(prepared: Prepared, space: ParamSpace, options: Options, agreement: Agreement) -> Plan | str:
     """Who owns what, or why everything is left to the traced gradient."""
     if options.m_step is not None:
         return "a gradient M-step was asked for"
@@ -181,7 +182,7 @@ def _plan(prepared: Prepared, space: ParamSpace, options: Options) -> Plan | str
     whole = prepared.head is prepared.data
     try:
         # Of large data, gradients are followed on the first rows only: all of it would take the memory of tables.
-        few = whole or _has_detached(probe(program, space, *prepared.head, Intervention()))
+        few = whole or _has_detached(agreement.probed)
         found = prepared.found if whole else None
         probed = probe(program, space, *prepared.data, prepared.intervention, gradients=few, found=found)
     except ModelError as error:

@@ -2,7 +2,7 @@
 
 from pyro_em.probing.coordinates import Coordinates
 from pyro_em.probing.links import LINKS
-from pyro_em.probing.probe import Probed, ProbedSite, probe
+from pyro_em.probing.probe import Probed, ProbedSite, explains, probe
 from pyro_em.probing.routes import Affine, Opaque, Route, Selected, values_of
 from pyro_em.probing.sites import SiteParts, Stack
 
@@ -17,6 +17,7 @@ __all__ = [
     "Selected",
     "SiteParts",
     "Stack",
+    "explains",
     "probe",
     "values_of",
 ]

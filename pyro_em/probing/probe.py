@@ -13,16 +13,16 @@ from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import Structure, site_log_prob
 from pyro_em.params import ParamSpace
-from pyro_em.probing.affine import affine
+from pyro_em.probing.affine import PREDICTORS, affine
 from pyro_em.probing.coordinates import Coordinates, distinct_values
 from pyro_em.probing.match import match
-from pyro_em.probing.routes import Opaque, Route, Selected, values_of
+from pyro_em.probing.routes import Affine, Opaque, Route, Selected, values_of
 from pyro_em.probing.runs import Run, near, run
 from pyro_em.probing.sites import SiteParts, as_independent
 from pyro_em.probing.smooth import trail
 from pyro_em.probing.stacks import Pile
 
-__all__ = ["Probed", "ProbedSite", "probe"]
+__all__ = ["Probed", "ProbedSite", "explains", "probe"]
 
 LONG = 500  # sites, beyond which a run takes seconds: two sets of distinct values, and those of the start, must do
 NOT_AFFINE = "through a non-affine function"
@@ -106,6 +106,37 @@ def probe(
         sites = {n: _with_designs(site, around, coordinates) for n, site in sites.items()}
     priors = {n: _prior(n, here, runs) for n in program.priors}
     return Probed(coordinates, sites, priors, here.found, here.piles)
+
+
+def explains(
+    probed: Probed,
+    program: Program,
+    space: ParamSpace,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    intervention: Intervention,
+) -> bool:
+    """Whether the routes of a model that was probed give each argument of one run at the parameters in place.
+
+    Raises:
+        ModelError: the model does not run there.
+    """
+    here = run(program, space, probed.coordinates, (args, kwargs), intervention)
+    return here.parts.keys() == probed.sites.keys() and all(
+        _explains_site(site, here.parts[n], here.theta, probed.coordinates) for n, site in probed.sites.items()
+    )
+
+
+def _explains_site(site: ProbedSite, parts: SiteParts | str, theta: Tensor, coordinates: Coordinates) -> bool:
+    known = site.parts
+    if not isinstance(parts, SiteParts) or not isinstance(known, SiteParts):
+        return False
+    if type(parts.family) is not type(known.family):
+        (parts,) = as_independent([parts])
+    shapes, wanted = ({n: a.shape for n, a in p.arguments.items()} for p in (parts, known))
+    if type(parts.family) is not type(known.family) or shapes != wanted:
+        return False
+    return all(_explains(route, parts.arguments[n], theta, coordinates) for n, route in site.routes.items())
 
 
 def _is_unexplained(route: Route) -> bool:
@@ -197,10 +228,16 @@ def _route(
     return Opaque(params, NOT_AFFINE)
 
 
-def _explains(route: Selected, argument: Tensor, theta: Tensor, coordinates: Coordinates) -> bool:
-    """Whether the route gives the argument at the values where the fit starts, which need not be distinct."""
+def _explains(route: Route, argument: Tensor, theta: Tensor, coordinates: Coordinates) -> bool:
+    """Whether the route gives the argument at these values, which need not be distinct."""
     tolerance = 1e-7 if argument.dtype == torch.float64 else 1e-4
-    expected = values_of(route, coordinates, theta.detach())
+    if isinstance(route, Opaque):
+        return False
+    if isinstance(route, Affine):
+        predictor = route.offset + route.design @ theta.detach()[route.columns]
+        expected = PREDICTORS[route.link][1](predictor)
+    else:
+        expected = values_of(route, coordinates, theta.detach())
     return torch.allclose(argument.detach().to(torch.float64), expected, rtol=tolerance, atol=tolerance)
 
 
