@@ -45,14 +45,15 @@ def hear(factors: Sequence[AnyFactor], frames: Frames) -> Heard:
                 heard[f.stack.at - (row - 1), position] |= active
             else:
                 hubs |= active.any(0)
-    real = torch.tensor([[i < len(frame) for i in range(heard.shape[1])] for frame in frames.frames])
+    real = torch.arange(heard.shape[1]) < torch.tensor([len(frame) for frame in frames.frames]).unsqueeze(-1)
     if not bool(heard[real].all()):
         _through_children(heard, factors)
     return _summary(heard, hubs | heard.flatten(0, 1).any(0), real, factors)
 
 
 def _through_children(heard: Tensor, factors: Sequence[AnyFactor]) -> None:
-    """Parents hear what their children do, in place."""
+    """Parents hear what their children do, in place; those that have heard all are passed over."""
+    deaf = ~heard.all(-1)
     links: dict[int, list[tuple[int, int, int]]] = {}
     for f in reversed(factors):
         if f.own is None or f.stack is None:
@@ -60,10 +61,10 @@ def _through_children(heard: Tensor, factors: Sequence[AnyFactor]) -> None:
         child = f.stack.axes[f.scope.index(f.own)]
         for row, position in f.stack.axes:
             if row > 0 and child[0] > 0 and (row, position) != child:
-                for at in f.stack.at.tolist():
+                for at in f.stack.at[deaf[f.stack.at - (row - 1), position]].tolist():
                     links.setdefault(at, []).append((row, position, child[1]))
-    for at in range(len(heard) - 1, -1, -1):
-        for row, position, child_position in links.get(at, ()):
+    for at in sorted(links, reverse=True):
+        for row, position, child_position in links[at]:
             heard[at - (row - 1), position] |= heard[at, child_position]
 
 
