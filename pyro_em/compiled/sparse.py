@@ -80,15 +80,11 @@ class SparseFactor:
     @cached_property
     def row_base(self) -> Tensor:
         """The base measure of each row."""
-        logs = torch.sparse_csr_tensor(
-            self.x.crow_indices(),
-            self.x.col_indices(),
-            torch.lgamma(self.x.values() + 1),
-            self.x.shape,
-            check_invariants=False,
-        )
-        ones = torch.ones(self.x.shape[1], 1, dtype=torch.float64)
-        return (torch.lgamma((self.x @ ones) + 1) - logs @ ones).squeeze(1)
+        counts, starts = self.x.values(), self.x.crow_indices()
+        row = torch.repeat_interleave(torch.arange(self.num_rows), starts.diff())
+        several = (counts * counts != counts).nonzero().squeeze(1)  # log 0! = log 1! = 0
+        totals = torch.zeros(self.num_rows, dtype=torch.float64).index_add_(0, row, counts)
+        return torch.lgamma(totals + 1).index_add_(0, row[several], -torch.lgamma(counts[several] + 1))
 
 
 def sparse_factor(parts: SiteParts, book: Book) -> SparseFactor:

@@ -76,4 +76,7 @@ class Multinomial(OneHotCategorical):
     """Multinomial(total_count, probs): how often each category came up."""
 
     def base_measure(self, x: Tensor) -> Tensor:
-        return torch.lgamma(x.sum(0) + 1) - torch.lgamma(x + 1).sum(0)
+        counts = x.movedim(0, -1).unsqueeze(0)
+        several = (counts * counts != counts).nonzero(as_tuple=True)  # most counts are 0 or 1: log 0! = log 1! = 0
+        orders = torch.lgamma(counts.sum(-1) + 1)
+        return orders.index_put_(several[:-1], -torch.lgamma(counts[several] + 1), accumulate=True).squeeze(0)

@@ -17,6 +17,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
+from torch.distributions.utils import probs_to_logits
+
+from pyro_em.graph.multinomial import Counted, without_repeats
 
 __all__ = ["with_true_zeros"]
 
@@ -31,14 +34,20 @@ def with_true_zeros(fn: Any) -> Any:
     if not isinstance(fn, dist.Categorical | dist.OneHotCategorical | dist.Multinomial):
         return fn
     table = fn if isinstance(fn, dist.Categorical) else fn._categorical
-    probs = vars(table).get("probs")
+    given = vars(table).get("probs")
+    probs = None if given is None else without_repeats(given)
     if probs is None or not bool((probs < torch.finfo(probs.dtype).eps).any()):
-        return fn
+        return Counted(fn, _own_logits(table)) if type(fn) is dist.Multinomial else fn
+    probs = probs if isinstance(fn, dist.Multinomial) else given
     possible = probs >= torch.finfo(probs.dtype).tiny  # below, the gradient of a logarithm overflows
     logits = torch.where(possible, torch.where(possible, probs, 1.0).log(), -torch.inf)
-    if isinstance(fn, dist.Multinomial):
-        return dist.Multinomial(fn.total_count, logits=logits, validate_args=False)
-    return type(fn)(logits=logits, validate_args=False)
+    return Counted(fn, logits) if isinstance(fn, dist.Multinomial) else type(fn)(logits=logits, validate_args=False)
+
+
+def _own_logits(table: Any) -> Tensor:
+    """torch's, of those batch elements that differ."""
+    logits = vars(table).get("logits")
+    return probs_to_logits(without_repeats(table.probs)) if logits is None else without_repeats(logits)
 
 
 class _Counts(dist.Poisson):
