@@ -75,6 +75,8 @@ def _lookup(wanted: Sequence[Tensor], sources: Sequence[Tensor], tolerance: floa
         for values, source in zip(wanted, sources, strict=True):
             agrees &= (source[candidate] - values).abs() <= tolerance * (values.abs() + 1e-3)
         found = torch.where((found < 0) & agrees, candidate, found)
+        if bool((found >= 0).all()):
+            break
     return found
 
 
