@@ -38,12 +38,13 @@ class Agreement:
 
     @cached_property
     def probed(self) -> Probed:
-        """What probing finds on the first rows, at the values where this is first asked for.
+        """What probing finds on the first rows; to be asked for at the start.
 
         Raises:
             ModelError: the model does not run at other parameter values.
         """
-        return probe(self.prepared.inference.program, self.space, *self.prepared.head, Intervention())
+        program, head, found = self.prepared.inference.program, self.prepared.head, self.prepared.found
+        return probe(program, self.space, *head, Intervention(), found=found)
 
     @cached_property
     def _plan(self) -> Plan:
