@@ -1,7 +1,7 @@
 """Defects that were reproduced in other EM libraries, each as a test that this one has none of them.
 
-The headings name what broke: hmmlearn, pomegranate 1.1.2, pycave, scikit-learn, ssm, torchgmm. Weights and minibatches,
-which broke in them too, have files of their own.
+The headings name what broke: hmmlearn, pomegranate 1.1.2, scikit-learn, ssm. Convergence, weights and minibatches,
+which broke in them and in pycave and torchgmm too, have files of their own.
 """
 
 from functools import partial
@@ -12,31 +12,9 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions.constraints import positive, simplex
+from shared.peers import EM_VARIANTS, FAST, X, every_em, f64, gated, mixture, network, run
 
-from models import gaussian_mixture, poisson_mixture
-from pyro_em import EM, SVI, DegenerateError, FitResult, GradientMStep, KMeans, ModelError, RandomDraws, Status, fit
-
-f64 = partial(torch.tensor, dtype=torch.float64)
-X = f64([-2.1, -1.7, -1.4, 0.2, 0.9, 1.6, 1.9, 2.4, 2.6, 3.1])
-FAST = partial(SVI, optim=partial(torch.optim.Adam, lr=0.05))
-EM_VARIANTS = {
-    "plain": EM,
-    "squarem": partial(EM, accelerate="squarem"),
-    "restarts": partial(EM, restarts=3, start=RandomDraws(0.3)),
-    "restarts and squarem": partial(EM, restarts=3, accelerate="squarem"),
-    "gradient": partial(EM, m_step=GradientMStep()),
-    "floor": partial(EM, on_degenerate="floor"),
-}
-every_em = pytest.mark.parametrize("em", EM_VARIANTS.values(), ids=EM_VARIANTS)
-
-
-def mixture(x):
-    weights = pyro.param("weights", f64([0.4, 0.6]), constraint=simplex)
-    locs = pyro.param("locs", f64([-1.0, 1.5]))
-    scale = pyro.param("scale", f64(1.0), constraint=positive)
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
+from pyro_em import EM, DegenerateError, FitResult, GradientMStep, KMeans, ModelError, RandomDraws, Status
 
 
 def free_scales(x):
@@ -48,122 +26,11 @@ def free_scales(x):
         pyro.sample("x", dist.Normal(locs[z], scales[z]), obs=x)
 
 
-def gated(net):
-    """Its mixing weights come from a network, which no closed form reaches."""
-
-    def model(x):
-        pyro.module("net", net)
-        locs = pyro.param("locs", f64([-1.0, 1.5]))
-        scale = pyro.param("scale", f64(1.0), constraint=positive)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(logits=net(x.unsqueeze(-1))))
-            pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
-
-    return model
-
-
-def network():
-    return torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
-
-
 def evidence(params, x=X):
     """The log evidence of a Gaussian mixture, written by hand."""
     scale = params["scale"] if "scale" in params else params["scales"]
     by_state = dist.Normal(params["locs"], scale).log_prob(x.unsqueeze(-1)) + params["weights"].log()
     return by_state.logsumexp(-1).sum().item()
-
-
-def run(model, *args, strategy=None, **options):
-    return fit(model, *args, strategy=strategy or EM(), progress=False, **options)
-
-
-# What is called convergence (hmmlearn, torchgmm, pycave) --------------------------------------------------
-
-
-@every_em
-def test_a_cap_is_never_convergence(em):
-    result = run(mixture, X, strategy=em(max_steps=2, tol=1e6), seed=1)
-    assert result.status is Status.MAX_STEPS and not result.converged
-
-
-def test_a_cap_on_svi_is_never_convergence():
-    for options in ({"max_steps": 3}, {"max_epochs": 3}, {"max_epochs": 2, "batch_size": 4}):
-        result = run(mixture, X, strategy=FAST(**options))
-        assert result.status is Status.MAX_STEPS and not result.converged
-
-
-def test_a_fall_is_never_convergence():
-    """The data move off after the second step, and one small update cannot make up for it."""
-    moved = torch.zeros(())
-
-    def model(x):
-        mixture(x + moved)
-
-    def move(info):
-        moved.fill_(3.0 if info.step >= 2 else 0.0)
-
-    strategy = EM(m_step=GradientMStep(partial(torch.optim.SGD, lr=1e-5)), tol=1e3, on_decrease="revert")
-    result = run(model, X, strategy=strategy, callbacks=[move])
-    assert result.status is Status.DECREASED and not result.converged
-
-
-def test_what_converged_is_finite():
-    """An inverted flag let NaN parameters pass for converged."""
-    for strategy in (EM(), EM(accelerate="squarem"), FAST(max_steps=4000, patience=100)):
-        result = run(mixture, X, strategy=strategy)
-        assert result.converged
-        assert all(torch.isfinite(v).all() for v in result.params.values())
-
-
-# What a tolerance means (scikit-learn) --------------------------------------------------------------------
-
-# The maximum to 13 digits is that of SciPy's Nelder-Mead on the log-likelihood written out.
-COUNTS = (162, 267, 271, 185, 111, 61, 27, 8, 3, 1)
-DEATHS = torch.arange(10).to(torch.float64).repeat_interleave(torch.tensor(COUNTS))
-DEATHS_MAXIMUM = -1989.9458598830
-FAITHFUL_MAXIMUM = -1130.2639602
-
-
-def test_the_deaths_are_hasselblads():
-    assert torch.equal(DEATHS.sort().values, poisson_mixture.load()[0].to(torch.float64).sort().values)
-
-
-@pytest.mark.parametrize("accelerate", [None, "squarem"])
-@pytest.mark.parametrize("tol", [1.0, 1e-1, 1e-3, 1e-6])
-def test_the_deaths_to_within_the_tolerance(tol, accelerate):
-    result = run(poisson_mixture.model, DEATHS, strategy=EM(tol=tol, max_steps=5000, accelerate=accelerate))
-    assert result.converged
-    assert -1e-9 < DEATHS_MAXIMUM - result.objective < tol
-
-
-def test_a_rule_on_the_last_gain_stops_early_on_the_deaths():
-    """So that the test above has teeth; the weights such a rule calls converged are the start's."""
-    result = run(poisson_mixture.model, DEATHS, strategy=EM(tol=1e-6, max_steps=5000))
-    objective = result.history.objective
-    last_gain = int((objective.diff().iloc[1:] < 1e-3).to_numpy().argmax()) + 1
-    assert DEATHS_MAXIMUM - objective.iloc[last_gain] > 0.05
-    assert result.params["weights"].sort().values.tolist() == pytest.approx([0.3599, 0.6401], abs=2e-3)
-
-
-@pytest.mark.parametrize("accelerate", [None, "squarem"])
-@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-6])
-def test_old_faithful_to_within_the_tolerance(tol, accelerate):
-    model, data = gaussian_mixture.model, gaussian_mixture.load()
-    result = run(model, *data, strategy=EM(tol=tol, accelerate=accelerate))
-    assert result.converged
-    assert -1e-6 < FAITHFUL_MAXIMUM - result.objective < tol + 1e-7
-
-
-@pytest.mark.parametrize("accelerate", [None, "squarem"])
-def test_a_slow_mixture_to_within_the_tolerance(accelerate):
-    """Components that overlap: weights .368/.632 and .239/.761 both passed for converged."""
-    generator = torch.Generator().manual_seed(2)
-    z = (torch.rand(400, generator=generator) < 0.25).to(torch.float64)
-    x = 1.5 * z + torch.randn(400, generator=generator, dtype=torch.float64)
-    best = run(mixture, x, strategy=EM(tol=1e-9, max_steps=20000, accelerate="squarem"), init={"scale": f64(1.5)})
-    result = run(mixture, x, strategy=EM(tol=1e-2, max_steps=20000, accelerate=accelerate), init={"scale": f64(1.5)})
-    assert best.converged and result.converged
-    assert best.objective - result.objective < 1e-2
 
 
 # Frozen parameters (pomegranate) --------------------------------------------------------------------------
