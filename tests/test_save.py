@@ -1,7 +1,5 @@
-"""Files of fits: what comes back answers as before, and what does not belong is refused."""
+"""Files of fits: what comes back answers as before."""
 
-import pickle
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributions.constraints import interval, positive, simplex
+from shared.saving import ADAM, X, amortised, fitted, mixture
+from torch import Tensor
+from torch.distributions.constraints import simplex
 from torch.utils.data import DataLoader, TensorDataset
 from untouched import untouched
 
-from pyro_em import EM, SVI, FitResult, SaveError, fit
-
-X = torch.tensor([-2.1, -1.7, -1.4, 0.2, 0.9, 1.6, 1.9, 2.4, 2.6, 3.1], dtype=torch.float64)
-ADAM = partial(torch.optim.Adam, lr=0.05)
-
-
-def mixture(x: Tensor, labels: dict[str, Any] | None = None, *, components: int = 2) -> None:
-    weights = pyro.param("weights", torch.ones(components) / components, constraint=simplex)
-    locs = pyro.param("locs", torch.linspace(-1.0, 1.5, components))
-    scale = pyro.param("scale", torch.tensor(1.0), constraint=positive)
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
-
-
-def fitted(model: Any = mixture, *args: Any, strategy: Any = None, **options: Any) -> FitResult:
-    args = args or (X,)
-    return fit(model, *args, strategy=strategy or EM(tol=1e-6), seed=0, progress=False, **options)
+from pyro_em import EM, SVI, FitResult, SaveError
 
 
 def there_and_back(result: FitResult, path: Path, **options: Any) -> FitResult:
@@ -88,27 +70,6 @@ def test_point_estimates_come_back(tmp_path: Path) -> None:
     assert one.objective_kind == "log_joint"
     torch.testing.assert_close(two.stderr(), one.stderr(), rtol=0.0, atol=0.0)
     assert torch.equal(two.posterior()["loc"].v, one.posterior()["loc"].v)
-
-
-def amortised(seed: int = 0) -> tuple[Any, Any]:
-    """A model and a guide of one network, with running statistics, as a script makes them anew."""
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 2))
-
-    def model(x: Tensor) -> None:
-        slope = pyro.param("slope", torch.tensor(1.0), constraint=positive)
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(slope * c, 0.5), obs=x)
-
-    def guide(x: Tensor) -> None:
-        pyro.module("net", net)
-        loc, log_scale = net(x[:, None]).unbind(-1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Normal(loc, log_scale.exp()))
-
-    guide.net = net  # type: ignore[attr-defined]
-    return model, guide
 
 
 def test_svi_with_a_guide_in_another_script(tmp_path: Path) -> None:
@@ -243,84 +204,3 @@ def test_sparse_data(tmp_path: Path) -> None:
     two = there_and_back(one, tmp_path / "fit.pt")
     assert_same(one, two)
     assert torch.equal(two.posterior()["z"].probs, one.posterior()["z"].probs)
-
-
-# What does not belong -------------------------------------------------------------------------------------------------
-
-
-def renamed(x: Tensor) -> None:
-    pyro.param("centres", torch.zeros(2))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(pyro.param("scale", torch.tensor(1.0), constraint=positive), 1.0), obs=x)
-
-
-def constrained(x: Tensor) -> None:
-    pyro.param("scale", torch.tensor(1.0), constraint=interval(0.0, 9.0))
-    mixture(x)
-
-
-@pytest.mark.parametrize(
-    ("model", "match"),
-    [
-        (renamed, r"model lacks \['locs', 'weights'\], and has \['centres'\]"),
-        (partial(mixture, components=3), r"'(locs|weights)' is float64\[2\] in .*, and float64\[3\] in the model"),
-        (constrained, r"'scale' is under GreaterThan.*and under Interval"),
-    ],
-)
-def test_another_model_is_refused(model: Any, match: str, tmp_path: Path) -> None:
-    fitted().save(tmp_path / "fit.pt")
-    with untouched(), pytest.raises(SaveError, match=match):
-        FitResult.load(tmp_path / "fit.pt", model)
-
-
-def test_another_precision_is_refused(tmp_path: Path) -> None:
-    fitted().save(tmp_path / "fit.pt")
-    torch.set_default_dtype(torch.float32)
-    with pytest.raises(SaveError, match=r"is float64\[\d?\] in .*, and float32.*set_default_dtype"):
-        FitResult.load(tmp_path / "fit.pt", mixture)
-
-
-def test_another_guide_is_refused(tmp_path: Path) -> None:
-    model, guide = amortised()
-    fitted(model, strategy=SVI(guide, optim=ADAM, max_steps=2)).save(tmp_path / "fit.pt")
-
-    def other(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Normal(pyro.param("a", torch.zeros(())), 1.0))
-
-    with pytest.raises(SaveError, match=r"lacks \['net\$\$\$0.bias'.*and has \['a'\]"):
-        FitResult.load(tmp_path / "fit.pt", model, guide=other)
-    fitted().save(tmp_path / "em.pt")
-    with pytest.raises(SaveError, match="leave guide= out"):
-        FitResult.load(tmp_path / "em.pt", mixture, guide=guide)
-
-
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "file.pt"
-    for content in (b"", b"something else", pickle.dumps(print)):
-        path.write_bytes(content)
-        with pytest.raises(SaveError, match=r"is no file that FitResult.save wrote"):
-            FitResult.load(path, mixture)
-    torch.save({"weights": torch.ones(2)}, path)
-    with pytest.raises(SaveError, match=r"is no file that FitResult.save wrote"):
-        FitResult.load(path, mixture)
-    fitted().save(path)
-    payload = torch.load(path, weights_only=True)
-    torch.save({**payload, "format": 99}, path)
-    with pytest.raises(SaveError, match="has format 99; this version reads 1"):
-        FitResult.load(path, mixture)
-    with pytest.raises(FileNotFoundError):
-        FitResult.load(tmp_path / "nowhere.pt", mixture)
-
-
-class Deadly:
-    """What a pickle could do."""
-
-    def __reduce__(self) -> Any:
-        return (exit, ())
-
-
-def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
-    torch.save({"format": 1, "inference": Deadly()}, tmp_path / "fit.pt")
-    with pytest.raises(SaveError, match=r"is no file that FitResult.save wrote"):
-        FitResult.load(tmp_path / "fit.pt", mixture)
