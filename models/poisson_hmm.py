@@ -8,8 +8,8 @@ law that `trans` keeps, init trans = init. Earthquakes of magnitude 7 and more i
 log-likelihoods 342.3183, 329.4603 and 327.8316 with two to four stationary states, and 341.8787 and 328.5275 with two
 and three free ones, which start in one state for certain.
 
-Source: Zucchini & MacDonald (2009), *Hidden Markov Models for Time Series*, tables 3.1 and 4.1-4.2, whose data these
-are, see `data/README.md`.
+Source: Zucchini & MacDonald (2009), *Hidden Markov Models for Time Series*, tables 4.1 and 4.2 (two and three
+states) and section 6.1 (four), whose data these are, see `data/README.md`.
 """
 
 import csv

@@ -158,7 +158,7 @@ def test_blood_groups() -> None:
 
 
 def test_linkage() -> None:
-    """The root of a quadratic, and Dempster, Laird and Rubin's path from 1/2 (their table on page 3)."""
+    """The root of a quadratic, and Dempster, Laird and Rubin's path from 1/2 (in their section 1)."""
     expected, data = gold("linkage_dlr"), linkage.load()
     assert num_params(linkage.model, *data) == expected.num_params
     result = fit(linkage.model, *data, strategy=SINGLE, progress=False)
