@@ -5,12 +5,12 @@
 
     log p(x) = sum_n log sum_k weights[k] C(totals_n, x_n) probs[k]^x_n (1 - probs[k])^(totals_n - x_n)
 
-Boys among the first twelve children of families in Saxony: the spread exceeds the binomial's by a
-little, the two chances are close, and EM is slow. The maximum for two components is -12492.4062, at
-weights (.7200, .2800) and chances (.4814, .6164).
+Boys in families with twelve children in Saxony: the spread exceeds the binomial's by a little, the
+two chances are close, and EM is slow. The maximum for two components is -12492.4062, at weights
+(.7200, .2800) and chances (.4814, .6164).
 
-Source: Titterington, Smith & Makov (1985), *Statistical Analysis of Finite Mixture Distributions*,
-section 4.3; Teicher (1963) on when it is identified: totals of 2 K - 1 or more. Data: Geissler
+Source: Titterington, Smith & Makov (1985), *Statistical Analysis of Finite Mixture Distributions*;
+Teicher (1963) on when it is identified: totals of 2 K - 1 or more. Data: Geissler
 (1889), see `data/README.md`.
 """
 

@@ -60,7 +60,7 @@ def make() -> tuple[Callable[..., None], None]:
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """Dippers in the Vosges, 1981 to 1987: captures (426, 7), one row for each time that one was set free, and the
+    """Dippers in eastern France, 1981 to 1987: captures (426, 7), one row for each time that one was set free, and the
     last occasion for that row, (426,).
     """
     with DATA.open(newline="") as file:

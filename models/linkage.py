@@ -8,8 +8,8 @@
 The first two cells look alike: the E-step splits what was counted in them. From theta = 1/2 EM goes
 by .6082 and .6243, and for 125, 18, 20 and 34 animals it ends at (15 + sqrt(53809)) / 394 = .626821.
 
-Source: Dempster, Laird & Rubin (1977), JRSS B 39, 1-38, section 1; Rao (1973), *Linear Statistical
-Inference*, 5g.1, from whom the data are.
+Source: Dempster, Laird & Rubin (1977), JRSS B 39, 1-38, section 1; Rao (1965), *Linear Statistical
+Inference*, from whom the data are.
 """
 
 import csv
