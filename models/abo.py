@@ -10,7 +10,7 @@ phenotypes into genotypes, the M-step counts alleles. Of 521 people, 186 A, 38 B
 p_A = .21359, p_B = .05015, p_O = .73626.
 
 Source: Smith (1957), Annals of Human Genetics 21, 254-276; Lange (2010), *Numerical Analysis for
-Statisticians*, section 13.3. Data: Clarke et al. (1959), see `data/README.md`.
+Statisticians*. Data: Clarke et al. (1959), see `data/README.md`.
 """
 
 import csv

@@ -9,7 +9,7 @@ The words' plate is nested in the documents'. A multinomial mixture sees the sam
 log-likelihood is larger by the sum of the log multinomial coefficients, its maximum the same. Here
 the documents are 516 households and the words the brands of margarine that they bought.
 
-Source: Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134, equation 2. Data: as
+Source: Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134. Data: as
 `multinomial_mixture`.
 """
 

@@ -9,7 +9,7 @@ long one, so `init` and `trans` lie on the boundary there. Ties in the data let 
 the value is the highest without one.
 
 Source: Rabiner (1989), Proc. IEEE 77, 257-286; Zucchini, MacDonald & Langrock (2016), *Hidden
-Markov Models for Time Series*, chapter 1. Data: Azzalini & Bowman (1990), see `data/README.md`.
+Markov Models for Time Series*, chapter 2. Data: Azzalini & Bowman (1990), see `data/README.md`.
 """
 
 import csv

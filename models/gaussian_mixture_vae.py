@@ -9,7 +9,7 @@
 `y` is left out of the guide and summed out given the code, so that p(y | z) is exact and every
 component gets its gradient from every image. Components are exchangeable, and some may stay empty.
 
-Source: Jiang, Zheng, Tan, Tang & Zhou (2017), *Variational Deep Embedding*, section 3;
+Source: Jiang, Zheng, Tan, Tang & Zhou (2017), *Variational Deep Embedding*;
 Dilokthanakul et al. (2016), *Deep Unsupervised Clustering with Gaussian Mixture Variational
 Autoencoders*. Data: scikit-learn's `load_digits`, see `data/README.md`.
 """

@@ -10,7 +10,7 @@ has no latent: EM is plain maximum likelihood here, and the two laws are fitted 
 915 biochemists: -1605.3117 (Poisson), -1552.5966 (negative binomial).
 
 Source: Mullahy (1986), Journal of Econometrics 33, 341-365; Zeileis, Kleiber & Jackman (2008),
-Journal of Statistical Software 27(8), equations 4-6. Data: as `zero_inflated`.
+Journal of Statistical Software 27(8), equation 5. Data: as `zero_inflated`.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ An answer that is missing at random drops out of its person's product, and no ro
 the 2201 on board the Titanic, two classes describe class, sex, age and survival.
 
 Source: Goodman (1974), Biometrika 61, 215-231; Linzer & Lewis (2011), Journal of Statistical
-Software 42(10), equations 1-3. Data: Dawson (1995), see `data/README.md`.
+Software 42(10). Data: Dawson (1995), see `data/README.md`.
 """
 
 import csv

@@ -8,7 +8,7 @@
 The known labels name the classes, so nothing is exchangeable. Fisher's iris with five labels a
 species: -308.4365 in the interior (the likelihood is unbounded).
 
-Source: Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134, section 3 (there
+Source: Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134 (there
 with multinomial features). Data: Fisher (1936), see `data/README.md`.
 """
 

@@ -12,7 +12,7 @@ latents of their own, every parameter is a share of expected counts. Estimates o
 boundary, and EM is slow. Here the findings are wrong answers to five test items, the causes two
 gaps in what people know, the leaks slips of the pen.
 
-Source: Pearl (1988), *Probabilistic Reasoning in Intelligent Systems*, section 4.3.2; Shwe et al.
+Source: Pearl (1988), *Probabilistic Reasoning in Intelligent Systems*, section 4.3; Shwe et al.
 (1991), Methods of Information in Medicine 30, 241-255. Data: Bock & Lieberman (1970), see
 `data/README.md`.
 """

@@ -10,7 +10,7 @@ There are no false detections, and no site changes between visits. Visits that d
 are masked. The share of sites with a detection is a lower bound of `occupancy`: for the beetle of
 the data, 10 of 27.
 
-Source: MacKenzie et al. (2002), Ecology 83, 2248-2255, equation 1. Data: Kéry & Schaub (2012), see
+Source: MacKenzie et al. (2002), Ecology 83, 2248-2255. Data: Kéry & Schaub (2012), see
 `data/README.md`.
 """
 

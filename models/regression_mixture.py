@@ -10,7 +10,7 @@ parabola, have their maximum in the interior at -642.5320; flexmix's own -642.54
 since it divides the residual variance by n - p.
 
 Source: DeSarbo & Cron (1988), Journal of Classification 5, 249-282; Leisch (2004), Journal of
-Statistical Software 11(8), section 4.1, which also has the data.
+Statistical Software 11(8), which also has the data.
 """
 
 import csv

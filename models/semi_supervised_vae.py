@@ -11,7 +11,7 @@
 q(y | x) is needed and p(y | x, z) is exact. Kingma et al. have one, and a term in the objective to train it.
 
 Source: Kingma, Rezende, Mohamed & Welling (2014), *Semi-supervised Learning with Deep Generative
-Models*, equation 2 (model M2). Data: scikit-learn's `load_digits`, see `data/README.md`.
+Models* (model M2). Data: scikit-learn's `load_digits`, see `data/README.md`.
 """
 
 from collections.abc import Callable

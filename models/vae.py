@@ -8,7 +8,7 @@
 `z` is continuous and cannot be summed out: EM does not apply, the guide stands in for its E-step.
 Both networks have one hidden layer, N images of D pixels and codes of size L.
 
-Source: Kingma & Welling (2014), *Auto-Encoding Variational Bayes*, equations 3 and 7, appendix C.
+Source: Kingma & Welling (2014), *Auto-Encoding Variational Bayes*.
 Data: scikit-learn's `load_digits`, see `data/README.md`.
 """
 

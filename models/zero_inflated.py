@@ -10,7 +10,7 @@ With negative binomial counts, f has mean m_n and variance m_n + m_n^2 / size. T
 the design is the intercept's. Articles of 915 biochemists by sex, marriage, children, prestige and
 mentor: -1604.7729 for Poisson, -1549.9909 for negative binomial counts (R's pscl, statsmodels).
 
-Source: Lambert (1992), Technometrics 34, 1-14, section 2; Zeileis, Kleiber & Jackman (2008), Journal
+Source: Lambert (1992), Technometrics 34, 1-14; Zeileis, Kleiber & Jackman (2008), Journal
 of Statistical Software 27(8). Data: Long (1990), see `data/README.md`.
 """
 
