@@ -68,7 +68,7 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
         ValueError: the shape or dtype of `weights` does not fit.
 
     Both are the gradient of sum_r w_r log p(x_r) with respect to the log-potentials. A row in which no path is possible
-    contributes zero. Source: Rabiner (1989), section III; Xu et al. (2009) for the gradient.
+    contributes zero. Source: Rabiner (1989), section III; Eisner (2016) for the gradient.
     """
     tables = filtered.tables
     if weights is None:
@@ -131,7 +131,7 @@ def sample(filtered: Filtered, uniforms: Tensor) -> Tensor:
     Raises:
         ValueError: the shape or dtype of `uniforms` does not fit.
 
-    The path of a row depends on its own uniforms only. Source: Scott (2002), section 2.3.
+    The path of a row depends on its own uniforms only. Source: Scott (2002).
     """
     tables = filtered.tables
     rows, frames, _ = tables.emission.shape

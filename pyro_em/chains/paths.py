@@ -100,7 +100,7 @@ def sample_rows(
     uniforms: Array,
     paths: Array,
 ) -> None:
-    """Draw paths (n, R, T), zero on entry, backwards from the last frame (Scott 2002, section 2.3).
+    """Draw paths (n, R, T), zero on entry, backwards from the last frame (Scott 2002).
 
     log_row (R,) is the row's place in log_alpha, or -1 where alpha serves.
     """

@@ -1,7 +1,7 @@
 """The order in which variables and plates are eliminated: structure only, no numbers.
 
-Tensor variable elimination (Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs",
-algorithm 2): work from the innermost plates outwards; sum out the variables that live exactly there, cheapest table
+Tensor variable elimination (Obermeyer et al. 2019, "Tensor Variable Elimination for Plated Factor Graphs"):
+work from the innermost plates outwards; sum out the variables that live exactly there, cheapest table
 first; then take the product over the plates that the surviving factors no longer need.
 """
 
