@@ -12,7 +12,8 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.distributions.constraints import positive, simplex
-from shared.peers import EM_VARIANTS, FAST, X, every_em, f64, gated, mixture, network, run
+from shared.peers import EM_VARIANTS, FAST, X, every_em, gated, mixture, run
+from shared.starts import f64, network
 
 from pyro_em import EM, DegenerateError, FitResult, GradientMStep, KMeans, ModelError, RandomDraws, Status
 

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from shared.peers import FAST, X, every_em, f64, mixture, run
+from shared.peers import FAST, X, every_em, mixture, run
+from shared.starts import f64
 
 from models import gaussian_mixture, poisson_mixture
 from pyro_em import EM, GradientMStep, Status

@@ -9,10 +9,11 @@ import torch
 from pyro.distributions.constraints import positive, simplex
 
 from pyro_em import EM, SVI, GradientMStep, RandomDraws, fit
+from shared import starts
+from shared.starts import f64
 
-__all__ = ["EM_VARIANTS", "FAST", "X", "every_em", "f64", "gated", "mixture", "network", "run"]
+__all__ = ["EM_VARIANTS", "FAST", "X", "every_em", "gated", "mixture", "run"]
 
-f64 = partial(torch.tensor, dtype=torch.float64)
 X = f64([-2.1, -1.7, -1.4, 0.2, 0.9, 1.6, 1.9, 2.4, 2.6, 3.1])
 FAST = partial(SVI, optim=partial(torch.optim.Adam, lr=0.05))
 EM_VARIANTS = {
@@ -24,6 +25,7 @@ EM_VARIANTS = {
     "floor": partial(EM, on_degenerate="floor"),
 }
 every_em = pytest.mark.parametrize("em", EM_VARIANTS.values(), ids=EM_VARIANTS)
+gated = partial(starts.gated, locs=(-1.0, 1.5), scale=1.0)
 
 
 def mixture(x):
@@ -33,24 +35,6 @@ def mixture(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
         pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
-
-
-def gated(net):
-    """Its mixing weights come from a network, which no closed form reaches."""
-
-    def model(x):
-        pyro.module("net", net)
-        locs = pyro.param("locs", f64([-1.0, 1.5]))
-        scale = pyro.param("scale", f64(1.0), constraint=positive)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Categorical(logits=net(x.unsqueeze(-1))))
-            pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
-
-    return model
-
-
-def network():
-    return torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
 
 
 def run(model, *args, strategy=None, **options):

@@ -76,16 +76,16 @@ def chains(x):
             pyro.sample(f"x_{t}", dist.Normal(locs[z], 1.0), obs=x[:, t])
 
 
-def gated(net):
+def gated(net, locs=(0.4, 0.5), scale=2.0):
     """Mixing weights from a network: no closed form reaches its parameters."""
 
     def model(x):
         pyro.module("net", net)
-        locs = pyro.param("locs", f64([0.4, 0.5]))
-        scale = pyro.param("scale", f64(2.0), constraint=positive)
+        means = pyro.param("locs", f64(locs))
+        spread = pyro.param("scale", f64(scale), constraint=positive)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(logits=net(x.unsqueeze(-1))))
-            pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
+            pyro.sample("x", dist.Normal(means[z], spread), obs=x)
 
     return model
 
