@@ -2,6 +2,7 @@
 
 from pyro_em.chains.gradient import log_evidence
 from pyro_em.chains.passes import backward, forward, predict_next, sample, viterbi
+from pyro_em.chains.rows import filter_rows, smooth_rows
 from pyro_em.chains.tables import ChainTables, Filtered, Smoothed
 
 __all__ = [
@@ -9,9 +10,11 @@ __all__ = [
     "Filtered",
     "Smoothed",
     "backward",
+    "filter_rows",
     "forward",
     "log_evidence",
     "predict_next",
     "sample",
+    "smooth_rows",
     "viterbi",
 ]

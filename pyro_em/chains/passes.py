@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_em.chains import kernel, log_kernel, paths, potentials, scan
+from pyro_em.chains import kernel, log_kernel, paths, scan
+from pyro_em.chains.rows import FilteredRows, filter_rows, smooth_rows, spread
 from pyro_em.chains.tables import ChainTables, Filtered, Smoothed, as_array
 
 __all__ = ["backward", "forward", "predict_next", "sample", "viterbi"]
-
-# Multiplications below which a second thread costs more than it saves.
-LEAST_WORK = 2_000_000
 
 
 def forward(tables: ChainTables) -> Filtered:
@@ -32,27 +26,9 @@ def forward(tables: ChainTables) -> Filtered:
     """
     if tables.emission.device.type != "cpu":
         return scan.forward(tables)
-    emission, transition, which, lengths = tables.arrays
-    rows, groups, matrices = emission.shape[0], *transition.shape[:2]
-    steps, shift, floor = np.empty_like(transition), np.empty((groups, matrices)), np.empty(groups)
-    potentials.scale_transitions(transition, steps, shift, floor)
-    alpha, ratio = np.empty_like(emission), np.empty_like(emission)
-    evidence, redo = np.empty(rows), np.zeros(rows, np.bool_)
-    fixed = (tables.rows_per_group, emission, steps, shift, floor, which, lengths, alpha, ratio, evidence, redo)
-
-    def run(first: int, last: int) -> None:
-        potentials.scale_emissions(first, last, emission, lengths, ratio, evidence)
-        kernel.forward_rows(first, last, *fixed)
-
-    _spread(tables, run)
-    log_rows = np.flatnonzero(redo)
-    log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
-    if log_rows.size:
-        share = tables.rows_per_group
-        log_kernel.log_forward_rows(log_rows, share, emission, transition, which, lengths, log_alpha, evidence)
-        alpha[log_rows] = np.exp(log_alpha)
-    done = (torch.from_numpy(x) for x in (evidence, alpha, ratio, steps, log_rows, log_alpha))
-    return Filtered(tables, *done)
+    found = filter_rows(*tables.arrays)
+    done = (found.evidence, found.alpha, found.ratio, found.steps, found.log_rows, found.log_alpha)
+    return Filtered(tables, *map(torch.from_numpy, done))
 
 
 def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
@@ -76,22 +52,9 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
     _check("weights", weights, filtered.log_evidence.shape)
     if tables.emission.device.type != "cpu":
         return scan.backward(filtered, weights)
-    emission, transition, which, lengths = tables.arrays
-    alpha, ratio, evidence = (x.numpy() for x in (filtered.alpha, filtered.ratio, filtered.log_evidence))
-    steps, scale = filtered.steps.numpy(), as_array(weights)
-    log_rows = filtered.log_rows.numpy()
-    redo = np.zeros(alpha.shape[0], np.bool_)
-    redo[log_rows] = True
-    turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(alpha)
-    fixed = (tables.rows_per_group, turned, which, lengths, alpha, ratio, evidence, redo, scale, marginal)
-    pairs = _spread_sums(tables, lambda first, last, pairs: kernel.backward_rows(first, last, *fixed, pairs))
-    pairs *= steps
-    if log_rows.size:
-        share, log_alpha = tables.rows_per_group, filtered.log_alpha.numpy()
-        log_kernel.log_backward_rows(
-            log_rows, share, emission, transition, which, lengths, log_alpha, evidence, scale, marginal, pairs
-        )
-    return Smoothed(torch.from_numpy(marginal), torch.from_numpy(pairs))
+    fields = (filtered.log_evidence, filtered.alpha, filtered.ratio, filtered.steps, filtered.log_rows)
+    found = FilteredRows(*(x.numpy() for x in (*fields, filtered.log_alpha)))
+    return Smoothed(*map(torch.from_numpy, smooth_rows(found, *tables.arrays, as_array(weights))))
 
 
 def viterbi(tables: ChainTables) -> tuple[Tensor, Tensor]:
@@ -112,7 +75,7 @@ def viterbi(tables: ChainTables) -> tuple[Tensor, Tensor]:
     emission, transition, which, lengths = tables.arrays
     states, score = np.zeros(emission.shape[:2], np.int64), np.empty(emission.shape[0])
     fixed = (tables.rows_per_group, emission, transition, which, lengths, states, score)
-    _spread(tables, lambda first, last: paths.viterbi_rows(first, last, *fixed))
+    spread(emission.shape, lambda first, last: paths.viterbi_rows(first, last, *fixed))
     return torch.from_numpy(states), torch.from_numpy(score)
 
 
@@ -177,35 +140,3 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
             f"Chains of this size need {name} of shape {tuple(shape)} and dtype torch.float64, not "
             f"{tuple(value.shape)} and {value.dtype}. Make {name} for the rows of these chains."
         )
-
-
-def _cuts(tables: ChainTables) -> list[tuple[int, int]]:
-    """Ranges of rows, one for each of torch's threads that is worth starting."""
-    rows, frames, states = tables.emission.shape
-    parts = min(rows, torch.get_num_threads(), 1 + rows * frames * states * states // LEAST_WORK)
-    edges = [rows * k // parts for k in range(parts + 1)]
-    return list(pairwise(edges))
-
-
-def _spread(tables: ChainTables, task: Callable[[int, int], None]) -> None:
-    """Run the task over all rows, in plain threads: the kernels hold no lock of the interpreter.
-
-    Numba's own threads would share the process with torch's OpenMP, and GNU OpenMP does not survive a fork.
-    """
-    cuts = _cuts(tables)
-    if len(cuts) == 1:
-        task(*cuts[0])
-        return
-    with ThreadPoolExecutor(len(cuts)) as pool:
-        list(pool.map(lambda cut: task(*cut), cuts))
-
-
-def _spread_sums(tables: ChainTables, task: Callable[[int, int, np.ndarray], None]) -> np.ndarray:
-    """Run the task as :func:`_spread` does, each part with its own table (G, M, S, S) to add to; returns their sum."""
-    cuts, shape = _cuts(tables), tuple(tables.transition.shape)
-    parts = {cut: np.zeros(shape) for cut in cuts}
-    _spread(tables, lambda first, last: task(first, last, parts[first, last]))
-    first, *others = parts.values()
-    for other in others:
-        first += other
-    return first

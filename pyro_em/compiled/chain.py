@@ -18,6 +18,7 @@ from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
 from pyro_em.compiled.heard import Heard, hear
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.compiled.short_chain import ShortChain, short_chain
 from pyro_em.graph.factor import row_weights
 from pyro_em.graph.line import Line, line_of
 from pyro_em.graph.wiring import Place, Wiring, wire
@@ -68,6 +69,9 @@ class Chain:
 
     def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
         """Add expected statistics to the tally; the log evidence without base measures, and its spread."""
+        if self._short is not None:
+            value, squares = self._short.expect(point, tally)
+            return value, squares**0.5 * self.scale
         potentials = [self._over_rows(i, self._table(i, point)) for i in range(len(self.factors))]
         rows, found = self._way.smooth(potentials, self._row_weights, self.heard.lengths)
         value = float(rows @ self._row_weights)
@@ -81,6 +85,13 @@ class Chain:
     def _way(self) -> Line | Wiring:
         """What smooths it."""
         return line_of(self.wiring) or self.wiring
+
+    @cached_property
+    def _short(self) -> ShortChain | None:
+        """The chain where it is a short one."""
+        if not isinstance(self._way, Line) or any(flags is not None for flags in self.heard.flags):
+            return None
+        return short_chain(self._way, self.factors, self._constants, self.kept, self.heard.lengths, self._row_weights)
 
     @cached_property
     def _row_weights(self) -> Tensor:

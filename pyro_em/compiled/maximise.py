@@ -13,6 +13,7 @@ from pyro_em.compiled.cells import Book
 from pyro_em.compiled.collapse import at_floor
 from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
+from pyro_em.compiled.point import Point
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
 from pyro_em.compiled.solve import Guard, Solver, solver_of
@@ -43,12 +44,15 @@ class Maximiser:
     guard: Guard
     regressions: Regressions | None = None
 
-    def maximise(self, theta: Tensor, stats: tuple[Tensor, ...], weights: Mapping[str, Tensor]) -> Tensor:
+    def maximise(
+        self, theta: Tensor, stats: tuple[Tensor, ...], weights: Mapping[str, Tensor], point: Point | None = None
+    ) -> Tensor:
         """theta with every owned parameter at the maximum of Q given the rest.
 
         Args:
             stats: expected features and counts of each book's cells.
             weights: posteriors of the states of sites by element.
+            point: what the books make of theta, where that is known.
 
         Raises:
             DegenerateError: a component collapsed, under a guard that does not floor.
@@ -57,7 +61,7 @@ class Maximiser:
             theta = self.regressions.maximise(theta, weights, self.guard)
         for _ in range(ROUNDS):
             before = theta
-            theta = self._solve(theta, stats)
+            theta = self._solve(theta, stats, point)
             if not self.ownership.numeric:
                 return theta
             free = self.ownership.numeric
@@ -68,11 +72,12 @@ class Maximiser:
                 break
         return theta
 
-    def _solve(self, old: Tensor, stats: tuple[Tensor, ...]) -> Tensor:
+    def _solve(self, old: Tensor, stats: tuple[Tensor, ...], point: Point | None) -> Tensor:
         theta = old.clone()
         for i, blocks in self._blocks.items():
             book = self.books[i]
-            values = book.values(self.coordinates, theta)
+            known = None if point is None or point.theta is not old or i in self._late else point.values[id(book)]
+            values = book.values(self.coordinates, theta) if known is None else dict(known)
             self._solvers[i](book, blocks, stats[i], values, self.guard)
             for block in blocks:
                 self._write(book, block, values[block.argument], theta)
@@ -97,6 +102,17 @@ class Maximiser:
         for block in self.ownership.blocks:
             found.setdefault(block.book, []).append(block)
         return found
+
+    @cached_property
+    def _late(self) -> frozenset[int]:
+        """Books with parameters that one before them may have moved."""
+        moved: frozenset[str] = frozenset()
+        found = set()
+        for i in self._blocks:
+            if moved & self.books[i].names:
+                found.add(i)
+            moved |= self.books[i].names
+        return frozenset(found)
 
     @cached_property
     def _solvers(self) -> dict[int, Solver]:

@@ -34,19 +34,21 @@ class Expectation:
         spread: root of the sum of squares of its terms.
         stats: for each book, expected features and counts, shape (C, S + 1).
         weights: for each element factor, posteriors of its states, shape (n, K).
+        point: where it was made.
     """
 
     log_evidence: float
     spread: float
     stats: tuple[Tensor, ...]
     weights: dict[str, Tensor]
+    point: Point
 
     def __add__(self, other: Expectation) -> Expectation:
         """Of two sets of data together."""
         stats = tuple(a + b for a, b in zip(self.stats, other.stats, strict=True))
         spread = (self.spread**2 + other.spread**2) ** 0.5
         weights = {n: torch.cat([w, other.weights[n]]) for n, w in self.weights.items()}
-        return Expectation(self.log_evidence + other.log_evidence, spread, stats, weights)
+        return Expectation(self.log_evidence + other.log_evidence, spread, stats, weights, self.point)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class TensorModel:
     def expectation(self, tally: Tally, log_evidence: float, spread: float) -> Expectation:
         """The tally of an E-step that is complete."""
         weights = {name: torch.cat(parts) for name, parts in tally.weights.items()}
-        return Expectation(log_evidence, spread, tuple(tally.stats[id(b)] for b in self.books), weights)
+        stats = tuple(tally.stats[id(b)] for b in self.books)
+        return Expectation(log_evidence, spread, stats, weights, tally.point)
 
 
 def tensor_model(

@@ -26,20 +26,23 @@ class Point:
 
     Attributes:
         theta: the parameters.
+        values: by ``id`` of the book, each argument's distinct values.
         coefficients: by ``id`` of the book, shape (C, S + 1).
         args: by ``id`` of the book, arguments of its cells.
     """
 
     theta: Tensor
+    values: dict[int, dict[str, Tensor]]
     coefficients: dict[int, Tensor]
     args: dict[int, dict[str, Tensor]]
 
     @classmethod
     def at(cls, theta: Tensor, books: Sequence[Book], coordinates: Coordinates) -> Point:
         """The point at theta."""
-        args = {id(book): book.spread(book.values(coordinates, theta)) for book in books}
+        values = {id(book): book.values(coordinates, theta) for book in books}
+        args = {id(book): book.spread(values[id(book)]) for book in books}
         coefficients = {id(book): book.family.coefficients(**args[id(book)]) for book in books}
-        return cls(theta, coefficients, args)
+        return cls(theta, values, coefficients, args)
 
     def table(self, factor: AnyFactor, rows: slice) -> Tensor:
         """Log-densities of a range of rows, shape (n or 1, K or 1)."""

@@ -117,12 +117,12 @@ class TensorEngine:
 
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
-        stats = expectation.model.stats
+        found, stats = expectation.model, expectation.model.stats
         self.breaks = self.maximiser.is_held(self.theta, 1 - 1e-6)  # the floor lifts a start below it
         with torch.no_grad():
             while True:
                 try:
-                    theta = self.maximiser.maximise(self.theta, stats, expectation.model.weights)
+                    theta = self.maximiser.maximise(self.theta, stats, found.weights, found.point)
                     break
                 except DegenerateError as error:
                     if not self.drops:

@@ -109,7 +109,9 @@ def _plates(raw: Raw) -> dict[int, Plate]:
 def _kind(raw: Raw) -> object:
     """What members of a pile have in common."""
     family = type(raw.family), tuple(sorted(vars(raw.family).items()))
-    blocks = tuple((n, t.shape[t.dim() - raw.ranks[n] :], t.dtype) for n, t in raw.tensors.items())
+    # torch keeps logits with a site whose density was once asked for, and they set no site apart
+    given = {n: t for n, t in raw.tensors.items() if n != "logits"}
+    blocks = tuple((n, t.shape[t.dim() - raw.ranks[n] :], t.dtype) for n, t in given.items())
     sparse = [n for n, t in raw.tensors.items() if t.layout is not torch.strided]
     return family, raw.events, blocks, len(raw.masks), raw.active is None, raw.scale, raw.name if sparse else ""
 

@@ -1,0 +1,101 @@
+"""Forward-backward on arrays by the compiled passes, rows shared out among threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from pyro_em.chains import kernel, log_kernel, potentials
+from pyro_em.chains.potentials import Array
+
+__all__ = ["FilteredRows", "filter_rows", "smooth_rows", "spread"]
+
+# Multiplications below which a second thread costs more than it saves.
+LEAST_WORK = 2_000_000
+
+
+@dataclass(frozen=True)
+class FilteredRows:
+    """What the way forward leaves: see :class:`~pyro_em.chains.Filtered`, whose attributes these are as arrays."""
+
+    evidence: Array
+    alpha: Array
+    ratio: Array
+    steps: Array
+    log_rows: Array
+    log_alpha: Array
+
+
+def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array) -> FilteredRows:
+    """The way forward; nothing is checked.
+
+    Args:
+        emission, transition, which: as :class:`~pyro_em.chains.ChainTables` has them, contiguous.
+        lengths: of all rows.
+    """
+    rows, groups, matrices = emission.shape[0], *transition.shape[:2]
+    share = rows // groups
+    steps, shift, floor = np.empty_like(transition), np.empty((groups, matrices)), np.empty(groups)
+    potentials.scale_transitions(transition, steps, shift, floor)
+    alpha, ratio = np.empty_like(emission), np.empty_like(emission)
+    evidence, redo = np.empty(rows), np.zeros(rows, np.bool_)
+    fixed = (share, emission, steps, shift, floor, which, lengths, alpha, ratio, evidence, redo)
+
+    def run(first: int, last: int) -> None:
+        potentials.scale_emissions(first, last, emission, lengths, ratio, evidence)
+        kernel.forward_rows(first, last, *fixed)
+
+    spread(emission.shape, run)
+    log_rows = np.flatnonzero(redo)
+    log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
+    if log_rows.size:
+        log_kernel.log_forward_rows(log_rows, share, emission, transition, which, lengths, log_alpha, evidence)
+        alpha[log_rows] = np.exp(log_alpha)
+    return FilteredRows(evidence, alpha, ratio, steps, log_rows, log_alpha)
+
+
+def smooth_rows(
+    found: FilteredRows, emission: Array, transition: Array, which: Array, lengths: Array, weights: Array
+) -> tuple[Array, Array]:
+    """The way back: the marginal (R, T, S) and pairwise (G, M, S, S) of :class:`~pyro_em.chains.Smoothed`."""
+    share, steps, log_rows = emission.shape[0] // transition.shape[0], found.steps, found.log_rows
+    redo = np.zeros(emission.shape[0], np.bool_)
+    redo[log_rows] = True
+    turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(emission)
+    fixed = (share, turned, which, lengths, found.alpha, found.ratio, found.evidence, redo, weights, marginal)
+    parts: dict[int, Array] = {}
+
+    def run(first: int, last: int) -> None:
+        own = parts[first] = np.zeros(transition.shape)
+        kernel.backward_rows(first, last, *fixed, own)
+
+    spread(emission.shape, run)
+    pairs, *others = (parts[first] for first in sorted(parts))
+    for other in others:
+        pairs += other
+    pairs *= steps
+    if log_rows.size:
+        given = (share, emission, transition, which, lengths, found.log_alpha, found.evidence, weights)
+        log_kernel.log_backward_rows(log_rows, *given, marginal, pairs)
+    return marginal, pairs
+
+
+def spread(shape: tuple[int, ...], task: Callable[[int, int], None]) -> None:
+    """Run the task over ranges of the rows of an emission, one for each of torch's threads that is worth starting.
+
+    In plain threads, as the kernels hold no lock of the interpreter: numba's own threads would share the process with
+    torch's OpenMP, and GNU OpenMP does not survive a fork.
+    """
+    rows, frames, states = shape
+    count = min(rows, torch.get_num_threads(), 1 + rows * frames * states * states // LEAST_WORK)
+    if count == 1:
+        task(0, rows)
+        return
+    cuts = list(pairwise(rows * k // count for k in range(count + 1)))
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lambda cut: task(*cut), cuts))

@@ -1,0 +1,164 @@
+"""E-steps of short chains of the plainest form, on arrays: for few numbers, calls cost more than arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_em.chains import filter_rows, smooth_rows
+from pyro_em.compiled.constant import Constant
+from pyro_em.compiled.factor import TensorFactor
+from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.graph.line import Line
+
+__all__ = ["ShortChain", "short_chain"]
+
+MOST = 2**20  # multiplications of features and coefficients
+NEVER = -1e29  # below it, a logarithm of zero in the families' terms
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """A matrix of sums of a book's coefficients: those at ``index`` times ``values``, over the first axis."""
+
+    book: int
+    index: np.ndarray
+    values: np.ndarray
+    base: np.ndarray | None
+
+    @classmethod
+    def of(cls, constant: Constant, shape: tuple[int, ...], turned: bool) -> _Picked:
+        """The table of a constant factor, its states in this shape, or in the opposite order."""
+
+        def arranged(t: Tensor) -> np.ndarray:
+            own = t.reshape(*shape, -1).movedim(-1, 0)
+            return (own.mT if turned else own).contiguous().numpy()
+
+        return cls(
+            id(constant.factor.book),
+            arranged(constant.entries),
+            arranged(torch.ones(constant.entries.shape).double() if constant.values is None else constant.values),
+            None if constant.base is None else arranged(constant.base)[0],
+        )
+
+    def table(self, point: Point) -> np.ndarray:
+        """Log-potentials, -inf where they cannot be."""
+        own = point.coefficients[self.book].numpy().take(self.index)
+        table = (own * self.values).sum(0)
+        table = table if self.base is None else table + self.base
+        return np.where(table < NEVER, -np.inf, table)
+
+    def count(self, counts: np.ndarray, tally: Tally) -> None:
+        """Add expected statistics."""
+        _add(tally, self.book, self.index, counts * self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class ShortChain:
+    """A chain with one matrix of transitions, features at every frame, and nothing else but a law of its first state.
+
+    Attributes:
+        shape: rows R, frames T, states S.
+        initial, transition: tables.
+        book: whose coefficients the features take.
+        index: positions of these, shape (F, S).
+        features: and ones for their constants, zero under a mask, shape (R * T, F).
+        which, lengths, weights: as the passes take them.
+    """
+
+    shape: tuple[int, int, int]
+    initial: tuple[_Picked, ...]
+    transition: _Picked
+    book: int
+    index: np.ndarray
+    features: np.ndarray
+    which: np.ndarray
+    lengths: np.ndarray
+    weights: np.ndarray
+
+    def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
+        """Add expected statistics to the tally; the log evidence without base measures, and its rows' squares."""
+        emission, transition = self._emission(point), self.transition.table(point)[None, None]
+        given = (emission, transition, self.which, self.lengths)
+        found = filter_rows(*given)
+        value = float(found.evidence @ self.weights)
+        if value == -np.inf:
+            return value, 0.0
+        marginal, pairs = smooth_rows(found, *given, self.weights)
+        for table in self.initial:
+            table.count(marginal[:, 0].sum(0), tally)
+        self.transition.count(pairs[0, 0], tally)
+        _add(tally, self.book, self.index, self.features.T @ marginal.reshape(-1, self.shape[2]))
+        return value, float(found.evidence @ found.evidence)
+
+    def _emission(self, point: Point) -> np.ndarray:
+        matrix = point.coefficients[self.book].numpy().take(self.index)
+        emission = (self.features @ matrix).reshape(self.shape)
+        if matrix.min() < NEVER:
+            emission[emission < NEVER] = -np.inf
+        for table in self.initial:
+            emission[:, 0] += table.table(point)
+        return emission
+
+
+def _add(tally: Tally, book: int, index: np.ndarray, values: np.ndarray) -> None:
+    """Add values to a book's statistics at these positions."""
+    stats = tally.stats[book].numpy().reshape(-1)
+    stats += np.bincount(index.reshape(-1), values.reshape(-1), stats.size)
+
+
+def short_chain(
+    line: Line,
+    factors: Sequence[AnyFactor],
+    constants: Mapping[int, Constant],
+    kept: Mapping[int, Tensor],
+    lengths: Tensor | None,
+    weights: Tensor,
+) -> ShortChain | None:
+    """The chain as a short one; ``None`` where it is none.
+
+    Args:
+        line: the chain.
+        factors: in its places.
+        constants: those with one table for all rows, by position.
+        kept: features of those that are a matrix product, by position.
+        lengths, weights: of the rows.
+    """
+    places, frames = line.wiring.places, line.wiring.frames
+    shape = frames.num_rows, len(frames.frames), frames.num_states
+    crossing = [i for i, place in enumerate(places) if place.crosses]
+    initial = [i for i in constants if i not in crossing]
+    free = [i for i in range(len(factors)) if i not in constants]
+    if len(crossing) != 1 or len(free) != 1 or not constants.keys() >= {*crossing} or line.wiring.num_transitions > 1:
+        return None
+    (at,), (cross,) = free, crossing
+    if at not in kept or line.spans[at] != slice(0, shape[1]) or any(line.spans[i] != slice(0, 1) for i in initial):
+        return None
+    features = kept[at]
+    if len(features) != shape[0] * shape[1] or features.dtype != torch.float64 or features.numel() * shape[2] > MOST:
+        return None
+    factor, sizes = cast(TensorFactor, factors[at]), (shape[2], shape[2])
+    return ShortChain(
+        shape,
+        tuple(_Picked.of(constants[i], sizes[:1], False) for i in initial),
+        _Picked.of(constants[cross], sizes, places[cross].axes[0][0] != 2),
+        id(factor.book),
+        torch.cat([factor.entries, factor.counted], 1).T.contiguous().numpy(),
+        _with_counts(factor, features),
+        line.wiring.which.numpy(),
+        (torch.full(shape[:1], shape[1]) if lengths is None else lengths).numpy(),
+        weights.numpy(),
+    )
+
+
+def _with_counts(factor: TensorFactor, features: Tensor) -> np.ndarray:
+    """Features and what multiplies the constants of all elements, side by side."""
+    width = factor.entries.shape[1]
+    counts = features[:, width:] if factor.mask is not None else torch.ones(len(features), 1, dtype=features.dtype)
+    whole: np.ndarray = torch.cat([features[:, :width], counts.expand(-1, factor.counted.shape[1])], 1).numpy()
+    return whole
