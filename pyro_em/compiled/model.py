@@ -50,6 +50,12 @@ class Expectation:
         weights = {n: torch.cat([w, other.weights[n]]) for n, w in self.weights.items()}
         return Expectation(self.log_evidence + other.log_evidence, spread, stats, weights, self.point)
 
+    @property
+    def magnitude(self) -> float:
+        """Sum of the absolute products of features and coefficients: what rounding is proportional to."""
+        pairs = zip(self.point.coefficients.values(), self.stats, strict=True)
+        return sum(float((torch.where(c < -1e29, 0.0, c) * s).abs().sum()) for c, s in pairs)
+
 
 @dataclass(frozen=True)
 class TensorModel:
@@ -92,14 +98,6 @@ class TensorModel:
             evidence, squares = evidence + value, squares + spread**2
         evidence = evidence if evidence > -1e29 else -torch.inf
         return self.expectation(tally, evidence, squares**0.5)
-
-    def magnitude(self, theta: Tensor, stats: tuple[Tensor, ...]) -> float:
-        """Sum of the absolute products of features and coefficients at theta: what rounding is proportional to."""
-        point, total = Point.at(theta, self.books, self.coordinates), 0.0
-        for book, s in zip(self.books, stats, strict=True):
-            coefficients = point.coefficients[id(book)]
-            total += float((torch.where(coefficients < -1e29, 0.0, coefficients) * s).abs().sum())
-        return total
 
     def expectation(self, tally: Tally, log_evidence: float, spread: float) -> Expectation:
         """The tally of an E-step that is complete."""

@@ -75,7 +75,7 @@ class Agreement:
             model = self._plan.model
         found = model.expect(theta)
         compiled = found.log_evidence
-        cancelled = 64 * torch.finfo(model.dtype).eps * model.magnitude(theta, found.stats)
+        cancelled = 64 * torch.finfo(model.dtype).eps * found.magnitude
         kinds = {model.dtype, *(v.dtype for v in self.space.values().values())}
         tolerance = 1e-3 if torch.float32 in kinds else 1e-6
         return compiled == traced or abs(compiled - traced) <= tolerance * (1 + spread + 1e-3 * abs(traced)) + cancelled

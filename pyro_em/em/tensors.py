@@ -207,8 +207,7 @@ class TensorEngine:
         """Rounding errors of the objective, nats: of its terms, which add up at random, and of the products of features
         and coefficients that they are made of, which cancel.
         """
-        stats = expectation.model.stats
-        total = self.model.magnitude(self.theta, stats)
+        stats, total = expectation.model.stats, expectation.model.magnitude
         count = max((float(s[:, -1].sum()) for s in stats), default=1.0)
         cancelled = 8 * torch.finfo(self.dtype).eps * total / max(count, 1.0) ** 0.5
         return resolution(expectation.spread, self.dtype) + cancelled
