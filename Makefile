@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 		>/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format tutorials docs bench clean
+.PHONY: help setup quickstart test lint format tutorials docs bench ratios clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,11 +43,19 @@ docs: $(VENV)/.docs ## render the documentation into build/docs; a warning is an
 	$(BIN)/python -m sphinx -W --keep-going -q tutorials build/docs
 	@echo "build/docs/index.html"
 
-bench: $(VENV)/.bench ## time the package against its peers, on one thread
+bench: $(VENV)/.bench ## time the package against its peers, on one thread and on two
 	@set -e; for script in $(sort $(wildcard tests/bench/bench_*.py)); do \
 		echo "== $$script"; \
 		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python $$script; \
 	done
+
+ratios: $(VENV)/.bench ## the same for the ratios in the README, which are written anew
+	@rm -f tests/bench/ratios.jsonl
+	@set -e; for name in mixtures counts chains quality; do \
+		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python tests/bench/bench_$$name.py \
+			--record tests/bench/ratios.jsonl; \
+	done
+	$(BIN)/python tests/bench/ratios.py
 
 clean: ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -48,7 +48,11 @@ def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) ->
     if argument not in book.spreads:
         return None
     data = reference(book, argument)
-    return None if data is None else is_narrow(values, data, dtype)
+    if data is None or values.dim() > 1:
+        return None if data is None else is_narrow(values, data, dtype)
+    if (argument, dtype) not in book.limits:
+        book.limits[argument, dtype] = (COLLAPSED[dtype] * data).sqrt()
+    return values <= book.limits[argument, dtype]  # NaN is a value that no datum spoke of
 
 
 def is_narrow(values: Tensor, data: Tensor, dtype: torch.dtype) -> Tensor:

@@ -95,10 +95,15 @@ def solver_of(book: Book, blocks: Sequence[Block]) -> Solver:
 
 
 def _solve_once(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
-    """Maximise over each argument given those before it, in place; what no datum speaks of may be NaN in the last."""
+    """Maximise over each argument given those before it, in place; what no datum speaks of may be NaN.
+
+    Not where others would take it from there: cells that share a value of a later argument.
+    """
+    alone = all(book.own.values())
     for block in blocks:
         found, old = _conditional(book, block, stats, values, guard), values[block.argument]
-        values[block.argument] = found if block.all_free and block is blocks[-1] else _kept(block, found, old)
+        is_last = alone or block is blocks[-1]
+        values[block.argument] = found if block.all_free and is_last else _kept(block, found, old)
 
 
 def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:

@@ -28,6 +28,7 @@ from bench_counts import ITEMS, latent_class, simulate_items
 from bench_mixtures import diagonal, simulate
 from interleave import Model, launch, options_parser, verdict
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from ratios import record
 from torch import Tensor
 
 from pyro_em import EM, fit
@@ -97,8 +98,9 @@ def search(task: Task, close: float, budget: float) -> tuple[float, Climb, float
     return rate, fastest, best
 
 
-def report(task: Task, rounds: int, budget: float) -> None:
-    """Print one row: rounds of EM and, where it arrives at all, of SVI at its best learning rate, in turns."""
+def report(task: Task, options: argparse.Namespace) -> None:
+    """Print and record one row: rounds of EM and, where it arrives at all, of SVI at its best learning rate, in turns."""
+    rounds, budget = options.rounds, options.budget
     long = fit(task.model, task.x, strategy=EM(max_steps=LONG), progress=False)
     start, optimum = long.history["objective"].iloc[0], long.objective
     close = optimum - CLOSE * len(task.x)
@@ -118,6 +120,8 @@ def report(task: Task, rounds: int, budget: float) -> None:
         f"{(start - optimum) / len(task.x):>9.3f}",
         flush=True,
     )
+    row = {"ratio": ratio, "below": below, "target": TARGET, "threads": options.threads[0]}
+    record(options.record, work=f"{task.name}, to 1e-3 nats per datum", peer="Pyro's SVI", **row)
 
 
 def mixture_task(shrink: int) -> Task:
@@ -146,7 +150,7 @@ def bench(options: argparse.Namespace) -> bool:
     )
     for name, make in TASKS.items():
         if options.only in name:
-            report(make(options.shrink), options.rounds, options.budget)
+            report(make(options.shrink), options)
     return True
 
 

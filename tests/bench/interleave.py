@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ratios import record
 from threadpoolctl import threadpool_info
 
 from pyro_em import EM, fit
@@ -151,8 +152,8 @@ def verdict(ratio: float, target: float) -> str:
     return "met" if ratio <= target else "MISSED"
 
 
-def report(outcome: Outcome) -> bool:
-    """Print one row; return whether the sides' parameters agree, where they must."""
+def report(outcome: Outcome, options: argparse.Namespace) -> bool:
+    """Print and record one row; return whether the sides' parameters agree, where they must."""
     contest = outcome.contest
     ours, theirs = ([run.seconds_per_iteration for run in runs] for runs in (outcome.ours, outcome.theirs))
     paired = [mine / other for mine, other in zip(ours, theirs, strict=True)]
@@ -167,6 +168,8 @@ def report(outcome: Outcome) -> bool:
         f"{outcome.first.before:>7.2f}{before:>7.2f}{around:>8.2f}{outcome.difference:>12.1e}{note}",
         flush=True,
     )
+    row = {"ratio": ratio, "low": min(paired), "high": max(paired), "below": "", "target": contest.target}
+    record(options.record, work=contest.work, peer=contest.peer, threads=options.threads[0], **row)
     return outcome.agrees
 
 
@@ -176,6 +179,7 @@ def options_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="rounds per row, after a warm-up (default 5)")
     parser.add_argument("--shrink", type=int, default=1, help="divide the number of data by this (default 1)")
     parser.add_argument("--only", default="", help="rows whose work contains this text")
+    parser.add_argument("--record", default="", help="a file of JSON lines to append rows to")
     return parser
 
 
@@ -210,4 +214,4 @@ def launch(bench: Callable[[argparse.Namespace], bool], parser: argparse.Argumen
 def run_contests(contests: Iterable[tuple[str, Callable[[], Contest]]], options: argparse.Namespace) -> bool:
     """The table of all contests whose name was asked for; a contest's data are made when its turn comes."""
     print_header()
-    return all([report(compete(make(), options.rounds)) for name, make in contests if options.only in name])
+    return all([report(compete(make(), options.rounds), options) for name, make in contests if options.only in name])
