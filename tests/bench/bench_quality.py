@@ -99,7 +99,7 @@ def search(task: Task, close: float, budget: float) -> tuple[float, Climb, float
 
 
 def report(task: Task, options: argparse.Namespace) -> None:
-    """Print and record one row: rounds of EM and, where it arrives at all, of SVI at its best learning rate, in turns."""
+    """Print and record a row: rounds of EM and, where it arrives at all, of SVI at its best learning rate, in turns."""
     rounds, budget = options.rounds, options.budget
     long = fit(task.model, task.x, strategy=EM(max_steps=LONG), progress=False)
     start, optimum = long.history["objective"].iloc[0], long.objective
