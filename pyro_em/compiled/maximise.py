@@ -13,6 +13,7 @@ from pyro_em.compiled.cells import Book
 from pyro_em.compiled.collapse import at_floor
 from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
+from pyro_em.compiled.pieces import Pieces
 from pyro_em.compiled.point import Point
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
@@ -44,21 +45,19 @@ class Maximiser:
     guard: Guard
     regressions: Regressions | None = None
 
-    def maximise(
-        self, theta: Tensor, stats: tuple[Tensor, ...], weights: Mapping[str, Tensor], point: Point | None = None
-    ) -> Tensor:
+    def maximise(self, theta: Tensor, stats: tuple[Tensor, ...], pieces: Pieces, point: Point | None = None) -> Tensor:
         """theta with every owned parameter at the maximum of Q given the rest.
 
         Args:
             stats: expected features and counts of each book's cells.
-            weights: posteriors of the states of sites by element.
+            pieces: sites by element, with posteriors of their states.
             point: what the books make of theta, where that is known.
 
         Raises:
             DegenerateError: a component collapsed, under a guard that does not floor.
         """
         if self.regressions is not None:
-            theta = self.regressions.maximise(theta, weights, self.guard)
+            theta = self.regressions.maximise(theta, pieces, self.guard)
         for _ in range(ROUNDS):
             before = theta
             theta = self._solve(theta, stats, point)

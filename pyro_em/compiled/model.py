@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pyro_em.compiled.cells import Book, books_of
 from pyro_em.compiled.chain import Chain
-from pyro_em.compiled.elements import element_factor
+from pyro_em.compiled.elements import ElementFactor, element_factor
 from pyro_em.compiled.evaluate import base_measure
 from pyro_em.compiled.factor import tensor_factor
 from pyro_em.compiled.general import General, connected
 from pyro_em.compiled.mixture import Mixture
 from pyro_em.compiled.origin import with_origin
+from pyro_em.compiled.pieces import InMemory, Pieces
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.compiled.sparse import sparse_factor
 from pyro_em.graph.factor import row_weights
@@ -33,22 +34,21 @@ class Expectation:
         log_evidence: log p(x), nats.
         spread: root of the sum of squares of its terms.
         stats: for each book, expected features and counts, shape (C, S + 1).
-        weights: for each element factor, posteriors of its states, shape (n, K).
+        pieces: sites by element, with posteriors of their states.
         point: where it was made.
     """
 
     log_evidence: float
     spread: float
     stats: tuple[Tensor, ...]
-    weights: dict[str, Tensor]
+    pieces: Pieces
     point: Point
 
     def __add__(self, other: Expectation) -> Expectation:
-        """Of two sets of data together."""
+        """Of two sets of data together, all but the pieces: to go through these is the caller's."""
         stats = tuple(a + b for a, b in zip(self.stats, other.stats, strict=True))
         spread = (self.spread**2 + other.spread**2) ** 0.5
-        weights = {n: torch.cat([w, other.weights[n]]) for n, w in self.weights.items()}
-        return Expectation(self.log_evidence + other.log_evidence, spread, stats, weights, self.point)
+        return Expectation(self.log_evidence + other.log_evidence, spread, stats, self.pieces, self.point)
 
     @property
     def magnitude(self) -> float:
@@ -102,8 +102,9 @@ class TensorModel:
     def expectation(self, tally: Tally, log_evidence: float, spread: float) -> Expectation:
         """The tally of an E-step that is complete."""
         weights = {name: torch.cat(parts) for name, parts in tally.weights.items()}
+        by_element = tuple(f for f in self.factors if isinstance(f, ElementFactor))
         stats = tuple(tally.stats[id(b)] for b in self.books)
-        return Expectation(log_evidence, spread, stats, weights, tally.point)
+        return Expectation(log_evidence, spread, stats, InMemory(by_element, weights), tally.point)
 
 
 def tensor_model(

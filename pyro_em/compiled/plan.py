@@ -11,8 +11,9 @@ from torch import Tensor
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.model import TensorModel, tensor_model
 from pyro_em.compiled.ownership import Ownership, implied, share_out
+from pyro_em.compiled.pooled import Key, Pooled
 from pyro_em.compiled.priors import Prior
-from pyro_em.compiled.regression import Key, Regressions
+from pyro_em.compiled.regression import Regressions
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
@@ -183,7 +184,7 @@ def _regressions(
         coordinates=coordinates,
         priors=priors,
         affine={a: torch.cat(parts) for a, parts in affine.items()},
-        closed={key: torch.cat(parts) for key, parts in closed.items()},
+        closed=tuple(Pooled(key, torch.cat(parts)) for key, parts in closed.items()),
         numeric=tuple(sorted(numeric)),
     )
 

@@ -2,36 +2,32 @@
 
 In turn: the coefficients behind each affine argument, by Newton's method on their predictors, which for the mean of a
 Normal is weighted least squares and done in one step (Nelder & Wedderburn 1972); then every other argument by its
-family's own solution, the elements as cells. None of these lowers Q.
+family's own solution, the elements as cells. None of these lowers Q. All that is needed of the data are sums over them,
+so that they may come in batches: a step of Newton's method is then one pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.collapse import collapsed, held, is_low, is_narrow
-from pyro_em.compiled.elements import ElementFactor
+from pyro_em.compiled.elements import ElementFactor, ElementRoute
 from pyro_em.compiled.numeric import climb
+from pyro_em.compiled.pieces import Pieces
+from pyro_em.compiled.pooled import Pooled
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.compiled.solve import Guard
-from pyro_em.families import Cells
-from pyro_em.families.newton import newton
-from pyro_em.probing import LINKS, Coordinates
+from pyro_em.probing import Coordinates
 from pyro_em.probing.affine import PREDICTORS
 
-__all__ = ["Key", "Regressions"]
+__all__ = ["Regressions"]
 
 SWEEPS = 200
 ITERATIONS = 100
 STILL = 1e-12
-
-Key = tuple[Any, str, str]  # family, argument, link
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,11 @@ class Regressions:
     """Raises Q over the parameters of element factors.
 
     Attributes:
-        factors: connected with an affine argument, directly or through shared parameters.
+        factors: connected with an affine argument, directly or through shared parameters; of the first batch.
         coordinates: of the parameters.
         priors: those that count.
         affine: for each argument name, the columns of theta that Newton's method moves.
-        closed: what families solve for: family, argument and link, with the positions in theta that may move.
+        closed: what families solve for.
         numeric: parameters maximised numerically.
     """
 
@@ -51,214 +47,117 @@ class Regressions:
     coordinates: Coordinates
     priors: Mapping[str, Prior]
     affine: dict[str, Tensor]
-    closed: dict[Key, Tensor]
+    closed: tuple[Pooled, ...]
     numeric: tuple[str, ...]
 
-    def maximise(self, theta: Tensor, weights: Mapping[str, Tensor], guard: Guard) -> Tensor:
+    def maximise(self, theta: Tensor, pieces: Pieces, guard: Guard) -> Tensor:
         """theta with these parameters at a maximum of Q over each in turn.
 
         Args:
-            weights: by site, posterior of the states times the datum's weight, shape (n, K).
+            pieces: the data, with the posteriors of their states.
             guard: what to do about components that collapse.
 
         Raises:
             DegenerateError: a spread beside an affine argument went to nothing, under a guard that does not floor.
         """
-        stats = {f.name: _statistics(f, weights[f.name]) for f in self.factors}
+        pieces = pieces.held()
         for _ in range(SWEEPS):
             before = theta
             for name, columns in self.affine.items():
-                theta = self._newton(name, columns, theta, stats)
-            for key, movable in self.closed.items():
-                theta = self._solve(key, movable, theta, stats, guard)
+                theta = self._newton(name, columns, theta, pieces)
+            for argument in self.closed:
+                theta = argument.solve(theta, pieces, guard)
             if self.numeric:
-                theta = climb(lambda t: self._q(t, stats), self.coordinates, theta, self.numeric)
+                theta = climb(lambda t: self._q(t, pieces), self.coordinates, theta, self.numeric)
             alone = len(self.affine) + len(self.closed) + bool(self.numeric) == 1
             if alone or float((theta - before).abs().max()) <= STILL * (1 + float(before.abs().max())):
                 break
         return theta
 
-    def expected(self, theta: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The part of Q that these sites make, in nats, differentiable in theta."""
-        stats = {f.name: _statistics(f, weights[f.name]) for f in self.factors}
-        return self._sum(theta.new_zeros(()), theta, stats)
+    def expected(self, theta: Tensor, pieces: Pieces) -> Tensor:
+        """The part of Q that these sites make, in nats; its first derivatives in theta are those of Q."""
+        at, total, slope = theta.detach().requires_grad_(theta.requires_grad), theta.new_zeros(()), None
+        for piece in pieces:
+            with torch.set_grad_enabled(at.requires_grad):
+                parts = [_expected(f, f.args(at, slice(None)), piece.stats[f.name]).sum() for f in piece.factors]
+                value = torch.stack(parts).sum()
+            total = total + value.detach()
+            if value.requires_grad:  # one piece after the other, so that the graph of one is in memory
+                (found,) = torch.autograd.grad(value, at)
+                slope = found if slope is None else slope + found
+        return total if slope is None else total + ((theta - at.detach()) * slope).sum()
 
-    def _q(self, theta: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
+    def _q(self, theta: Tensor, pieces: Pieces) -> Tensor:
         priors = {n: p for n, p in self.priors.items() if n in self.numeric}
-        return self._sum(log_prior(priors, self.coordinates, theta), theta, stats)
-
-    def _sum(self, total: Tensor, theta: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
-        for f in self.factors:
-            total = total + _expected(f, f.args(theta, slice(None)), stats[f.name]).sum()
-        return total
-
-    def _newton(self, name: str, columns: Tensor, theta: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
-        """Newton's method over the coefficients behind one argument, with steps halved until Q does not fall."""
-        for _ in range(ITERATIONS):
-            value, slope, curvature = self._derivatives(name, columns, theta, stats)
-            step = _solve(curvature, slope)
-            promised = float(slope @ step)
-            if promised <= 1e-15 * (1 + abs(value)):
-                break
-            moved = self._halved(name, columns, theta, stats, step, value)
-            if moved is None:
-                break
-            theta = moved
-        return theta
-
-    def _halved(
-        self, name: str, columns: Tensor, theta: Tensor, stats: Mapping[str, Tensor], step: Tensor, value: float
-    ) -> Tensor | None:
-        for halving in range(40):
-            trial = theta.clone()
-            trial[columns] += step * 0.5**halving
-            there = self._value(name, trial, stats)
-            if there >= value - 1e-14 * abs(value):
-                return trial
-        return None
-
-    def _behind(self, name: str) -> list[ElementFactor]:
-        return [f for f in self.factors if name in f.routes and f.routes[name].is_affine]
-
-    def _value(self, name: str, theta: Tensor, stats: Mapping[str, Tensor]) -> float:
-        total = sum(float(_expected(f, f.args(theta, slice(None)), stats[f.name]).sum()) for f in self._behind(name))
-        return total if total == total else -torch.inf
-
-    def _derivatives(
-        self, name: str, columns: Tensor, theta: Tensor, stats: Mapping[str, Tensor]
-    ) -> tuple[float, Tensor, Tensor]:
-        """Q, its gradient in theta[columns], and minus its second derivatives."""
-        size = len(columns)
-        total, slope, curvature = 0.0, theta.new_zeros(size), theta.new_zeros(size, size)
-        at = torch.full((len(theta),), -1, dtype=torch.long)
-        at[columns] = torch.arange(size)
-        for f in self._behind(name):
-            route = f.routes[name]
-            assert route.design is not None and route.columns is not None
-            value, first, second = _in_predictor(f, name, theta, stats[f.name])
-            rank = 1 if second.dim() == first.dim() + 1 else 0
-            used = at[route.columns]
-            design = route.design[..., used >= 0]
-            used = used[used >= 0]
-            full = design.expand(*first.shape, design.shape[-1])
-            total += value
-            slope.index_add_(0, used, (full * first.unsqueeze(-1)).flatten(0, -2).sum(0))
-            curved = second @ full if rank else second.unsqueeze(-1) * full
-            product = full.flatten(0, -2).T @ curved.flatten(0, -2)
-            curvature[used.unsqueeze(1), used.unsqueeze(0)] -= product
-        return total, slope, curvature
+        return log_prior(priors, self.coordinates, theta) + self.expected(theta, pieces)
 
     def is_held(self, theta: Tensor, slack: float) -> bool:
         """Whether a spread beside an affine argument is at most ``slack`` times its floor."""
-        pools = [_pooled(self._members(key), key, theta) for key in self.closed if _is_spread(key)]
-        return any(is_low(p.present, _variances(p), slack) for p in pools)
+        return any(argument.is_held(self.factors, theta, slack) for argument in self.closed)
 
-    def _members(self, key: Key) -> list[ElementFactor]:
-        kind, name, link = key
-        members = [f for f in self.factors if type(f.family) is kind and not f.routes[name].is_affine]
-        return [f for f in members if f.routes[name].link == link]
-
-    def _solve(self, key: Key, movable: Tensor, theta: Tensor, stats: Mapping[str, Tensor], guard: Guard) -> Tensor:
-        """A family's own solution for one argument, pooled over all sites that share it."""
-        _, name, link = key
-        pool = _pooled(self._members(key), key, theta)
-        cells = Cells(
-            torch.cat([stats[f.name].flatten(0, -2) for f in pool.members]), pool.args, pool.group, len(pool.values)
-        )
-        family = pool.members[0].family
-        found = family.solve(name, cells)
-        if found is None:
-            found = newton(family, (name,), cells.stats, pool.args, pool.group, cells.size, {name: pool.present})[name]
-        if _is_spread(key):
-            found = _guarded(key, pool, found, cells, movable, guard)
-        inverse = LINKS[link].inverse(found).reshape(cells.size, -1)
-        inside = torch.isin(pool.values, movable) & torch.isfinite(inverse)
-        theta = theta.clone()
-        theta[pool.values[inside]] = inverse[inside]
-        return theta
+    def _newton(self, name: str, columns: Tensor, theta: Tensor, pieces: Pieces) -> Tensor:
+        """Newton's method over the coefficients behind one argument, with steps halved until Q does not fall."""
+        here = _Expansion.at(theta, name, columns, pieces)
+        for _ in range(ITERATIONS):
+            step = _solve(here.curvature, here.slope)
+            promised = float(here.slope @ step)
+            if promised <= 1e-15 * (1 + abs(here.value)):
+                break
+            there = _halved(here, step, name, columns, pieces)
+            if there is None:
+                break
+            here = there
+        return here.theta
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """The elements of all sites that share an argument.
+class _Expansion:
+    """Q at theta, its gradient in the columns of one argument, and minus its second derivatives."""
 
-    Attributes:
-        values: positions in theta of each value of the argument, shape (G, block).
-        group: which of them each element uses, shape (C,).
-        args: all arguments of each element.
-        present: each value at theta.
-    """
+    theta: Tensor
+    value: float
+    slope: Tensor
+    curvature: Tensor
 
-    members: list[ElementFactor]
-    values: Tensor
-    group: Tensor
-    args: dict[str, Tensor]
-    present: Tensor
-
-
-def _pooled(members: list[ElementFactor], key: Key, theta: Tensor) -> _Pool:
-    _, name, _ = key
-    rows, args = [], []
-    for f in members:
-        index = f.routes[name].index
-        assert index is not None
-        shape, block = _shape(f), index.shape[3:]
-        rows.append(index.expand(*shape, *block).reshape(-1, *block))
-        here = f.args(theta, slice(None))
-        args.append({n: a.expand(*shape, *a.shape[3:]).reshape(-1, *a.shape[3:]) for n, a in here.items()})
-    flat = torch.cat([r.flatten(1) if r.dim() > 1 else r.unsqueeze(1) for r in rows])
-    values, group = flat.unique(dim=0, return_inverse=True)
-    together = {n: torch.cat([a[n] for a in args]) for n in args[0]}
-    present = together[name].new_zeros(len(values), *together[name].shape[1:])
-    present[group] = together[name]
-    return _Pool(members, values, group, together, present)
+    @classmethod
+    def at(cls, theta: Tensor, name: str, columns: Tensor, pieces: Pieces) -> _Expansion:
+        size = len(columns)
+        value, slope, curvature = 0.0, theta.new_zeros(size), theta.new_zeros(size, size)
+        place = torch.full((len(theta),), -1, dtype=torch.long)
+        place[columns] = torch.arange(size)
+        for piece in pieces:
+            for f in piece.factors:
+                if name not in f.routes or not f.routes[name].is_affine:
+                    continue
+                own, first, second = _in_predictor(f, name, theta, piece.stats[f.name])
+                value += own
+                _add_derivatives(f.routes[name], first, second, place, slope, curvature)
+        return cls(theta, value if value == value else -torch.inf, slope, curvature)
 
 
-def _shape(factor: ElementFactor) -> tuple[int, int, int]:
-    return factor.num_rows, factor.num_states, factor.x.shape[2]
+def _halved(here: _Expansion, step: Tensor, name: str, columns: Tensor, pieces: Pieces) -> _Expansion | None:
+    for halving in range(40):
+        trial = here.theta.clone()
+        trial[columns] += step * 0.5**halving
+        there = _Expansion.at(trial, name, columns, pieces)
+        if there.value >= here.value - 1e-14 * abs(here.value):
+            return there
+    return None
 
 
-def _is_spread(key: Key) -> bool:
-    kind, name, _ = key
-    return any(a.spread for a in kind.args if a.name == name)
-
-
-def _variances(pool: _Pool) -> Tensor:
-    """Of the data behind each value, the largest variance among its sites, shape (G,) or (G, D)."""
-    parts, at = [], 0
-    for f in pool.members:
-        count = prod(_shape(f))
-        x = f.data(slice(None))
-        own = x.flatten(0, 2).var(0, correction=0)
-        used = torch.bincount(pool.group[at : at + count], minlength=len(pool.values)) > 0
-        parts.append(torch.where(used.reshape(-1, *[1] * own.dim()), own, 0.0))
-        at += count
-    return torch.stack(parts).amax(0)
-
-
-def _guarded(key: Key, pool: _Pool, found: Tensor, cells: Cells, movable: Tensor, guard: Guard) -> Tensor:
-    """The values, none of them collapsed."""
-    kind, name, _ = key
-    counts, data = cells.pool(cells.stats[:, -1]), _variances(pool)
-    spoken_of = (counts > 0) & torch.isin(pool.values, movable).any(1)
-    if guard.floor:
-        lifted = held(found, data, lambda: found.nan_to_num(0.0) @ found.nan_to_num(0.0).mT)
-        return torch.where(spoken_of.reshape(-1, *[1] * (found.dim() - 1)), lifted, found)
-    narrow = is_narrow(found, data, guard.dtype) & spoken_of
-    if bool(narrow.any()):
-        g = int(narrow.nonzero()[0, 0])
-        value = found[g] if found.dim() == 1 else found[g].diagonal().abs().amin()
-        element = int(pool.values[g, 0])
-        raise collapsed(kind.__name__, name, element, float(value), float(counts[g]), guard.coordinates)
-    return found
-
-
-def _statistics(factor: ElementFactor, weights: Tensor) -> Tensor:
-    """Expected features and counts of every element, shape (n, K, E, S + 1)."""
-    t = factor.features(slice(None))
-    t = t.expand(factor.num_rows, factor.num_states, -1, -1)
-    weights = weights[:, :, None].expand(-1, -1, t.shape[2])
-    return t * factor.masked(weights, slice(None)).unsqueeze(-1)
+def _add_derivatives(
+    route: ElementRoute, first: Tensor, second: Tensor, place: Tensor, slope: Tensor, curvature: Tensor
+) -> None:
+    """Add what one site makes of the derivatives in theta, in place, from those in its predictor."""
+    assert route.design is not None and route.columns is not None
+    used = place[route.columns]
+    design = route.design[..., used >= 0]
+    used = used[used >= 0]
+    full = design.expand(*first.shape, design.shape[-1])
+    slope.index_add_(0, used, (full * first.unsqueeze(-1)).flatten(0, -2).sum(0))
+    is_block = second.dim() == first.dim() + 1
+    curved = second @ full if is_block else second.unsqueeze(-1) * full
+    curvature[used.unsqueeze(1), used.unsqueeze(0)] -= full.flatten(0, -2).T @ curved.flatten(0, -2)
 
 
 def _expected(factor: ElementFactor, args: dict[str, Tensor], stats: Tensor) -> Tensor:

@@ -95,15 +95,15 @@ def _by_element(regressions: Regressions, probed: Probed) -> dict[str, tuple[str
         return [names[i] for i in owner[columns].unique().tolist()]
 
     found: dict[str, tuple[str, str]] = {}
-    for argument, columns in regressions.affine.items():
+    for name, columns in regressions.affine.items():
         linear = all(
-            f.routes[argument].link == "identity" and argument == "loc"
+            f.routes[name].link == "identity" and name == "loc"
             for f in regressions.factors
-            if argument in f.routes and f.routes[argument].is_affine
+            if name in f.routes and f.routes[name].is_affine
         )
         found.update(dict.fromkeys(params(columns), ("least squares" if linear else "newton", "")))
-    for columns in regressions.closed.values():
-        found.update(dict.fromkeys(params(columns), ("closed form", "")))
+    for argument in regressions.closed:
+        found.update(dict.fromkeys(params(argument.movable), ("closed form", "")))
     reason = "its role, constraint or prior leaves no closed form beside an affine argument"
     found.update(dict.fromkeys(regressions.numeric, ("statistics", reason)))
     return found

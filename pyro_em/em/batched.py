@@ -1,13 +1,15 @@
 """EM over data in batches: one pass accumulates what full data would, whatever the size of a batch.
 
 Statistics of batches add up, so the M-step is that of all data; memory is bounded by one batch. Each batch is run once
-per pass, to get at its data, and compared with what probing found out on the first.
+per pass, to get at its data, and compared with what probing found out on the first. Regressions go through the batches
+several times in an M-step, once for every sum that Newton's method needs, with the posteriors made anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -16,20 +18,23 @@ from torch import Tensor
 
 from pyro_em.compiled import Expectation, TensorModel
 from pyro_em.compiled.model import assemble
+from pyro_em.compiled.pieces import Held, Piece, Pieces
 from pyro_em.data import Batch, Batches
 from pyro_em.em.checks import Prepared
 from pyro_em.errors import ModelError
-from pyro_em.graph import Intervention, Plate, Program
+from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import datum_weights, plates_of, site_scale, structure
 from pyro_em.graph.factor import together
 from pyro_em.params import ParamSpace
-from pyro_em.probing import Coordinates, Probed, ProbedSite, Selected, SiteParts, values_of
-from pyro_em.probing.apart import read
+from pyro_em.probing import Affine, Coordinates, Probed, SiteParts, probe
+from pyro_em.probing.reread import are_explained, are_of_a_kind, reread
+from pyro_em.probing.runs import Run, run
 from pyro_em.probing.sites import as_independent
-from pyro_em.probing.stacks import apart
 from pyro_em.probing.trim import trimmed
 
 __all__ = ["BatchedModel", "Stream", "open_stream"]
+
+MAX_HELD = 2**21  # numbers, 16 MB
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class BatchedModel:
         probed: what was found out on the first batch.
         stream: the data.
         program, space: run on each batch.
+        at: the parameters at which they are.
     """
 
     first: TensorModel
@@ -100,6 +106,7 @@ class BatchedModel:
     stream: Stream
     program: Program
     space: ParamSpace
+    at: dict[str, Tensor]
 
     @property
     def coordinates(self) -> Coordinates:
@@ -117,7 +124,7 @@ class BatchedModel:
 
     def fits(self) -> bool:
         """Whether probing the first batch explains all batches."""
-        return all(self._sites(batch) is not None for batch, _ in self.stream)
+        return all(self._explains(batch) for batch, _ in self.stream)
 
     def expect(self, theta: Tensor) -> Expectation:
         """The E-step at theta, summed over batches."""
@@ -126,52 +133,87 @@ class BatchedModel:
             found = self._model(batch, weights).expect(theta)
             total = found if total is None else total + found
         assert total is not None
-        return total
+        return replace(total, pieces=_Pieces(self, theta))
+
+    def pieces(self, theta: Tensor) -> Iterator[Piece]:
+        """Each batch's sites by element, with their posteriors at theta."""
+        for batch, weights in self.stream:
+            yield from self._model(batch, weights).expect(theta).pieces
 
     def _model(self, batch: Batch, weights: Mapping[str, Tensor]) -> TensorModel:
-        found = self._sites(batch, check=False)
-        assert found is not None
-        sites, nodes = found
+        read = self._read(batch)
+        parts = self._parts(read)
+        assert parts is not None
+        sites = [reread(s, parts[n], read, self.coordinates) for n, s in self.probed.sites.items()]
+        nodes = read.found.sites
         scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in sites}
         own = datum_weights({n: nodes[n] for s in sites for n in s.members})
         whole = together(own, weights)
         return assemble([trimmed(s) for s in sites], self.first.books, self.coordinates, scales, whole)
 
-    def _sites(self, batch: Batch, check: bool = True) -> tuple[list[ProbedSite], dict[str, Any]] | None:
-        """The sites of a batch with the routes of the first; ``None`` where their arguments are others."""
-        intervention = Intervention(given={n: v.detach() for n, v in self.space.latents().items()})
-        with torch.no_grad(), pyro.validation_enabled(False):
-            trace = self.program.trace(batch.args, batch.kwargs, intervention)
-            found = structure(trace, self.program.ignored)
-        theta = self.coordinates.flat(self.space.values())
-        raws = {name: read(name, site, found) for name, site in found.sites.items()}
-        sites = []
+    def _explains(self, batch: Batch) -> bool:
+        """Whether this batch's arguments are what the first's routes say."""
+        read, known = self._read(batch), self.probed.sites
+        parts = self._parts(read)
+        if parts is None:
+            return False
+        if not all(are_explained(parts[n], s.routes, self.coordinates, read.theta) for n, s in known.items()):
+            return False
+        if not self._has_designs:
+            return True
+        try:
+            own = probe(self.program, self.space, batch.args, batch.kwargs, Intervention()).sites
+        except ModelError:
+            return False
+        return all(n in own and are_of_a_kind(own[n], s, self.coordinates) for n, s in known.items())
+
+    @cached_property
+    def _has_designs(self) -> bool:
+        return any(isinstance(r, Affine) for s in self.probed.sites.values() for r in s.routes.values())
+
+    def _read(self, batch: Batch) -> Run:
+        """A run at the parameters that the model was compiled at: a predictor stays within range there."""
+        here = self.space.snapshot()
+        self.space.restore(self.at)
+        look, data = Intervention(), (batch.args, batch.kwargs)
+        try:
+            return run(self.program, self.space, self.coordinates, data, look, self._has_designs, self.probed.piles)
+        finally:
+            self.space.restore(here)
+
+    def _parts(self, read: Run) -> dict[str, SiteParts] | None:
+        """The sites of a run taken apart; ``None`` where they are others than the first batch's."""
+        found = {}
         for name, known in self.probed.sites.items():
-            parts = apart(raws, self.probed.piles[name], name) if name in raws and name in self.probed.piles else ""
+            parts = read.parts.get(name, "") if name in self.probed.piles else ""
             if not isinstance(parts, SiteParts) or not isinstance(known.parts, SiteParts):
                 return None
             if type(parts.family) is not type(known.parts.family):
                 (parts,) = as_independent([parts])
             if type(parts.family) is not type(known.parts.family):
                 return None
-            if check and not _explained(parts, known, self.coordinates, theta):
-                return None
-            sites.append(replace(known, parts=parts))
-        return sites, found.sites
+            found[name] = parts
+        return found
 
 
-def _explained(parts: SiteParts, known: ProbedSite, coordinates: Coordinates, theta: Tensor) -> bool:
-    """Whether the routes of the first batch give this batch's arguments."""
-    for name, argument in parts.arguments.items():
-        route = known.routes[name]
-        if not isinstance(route, Selected):
-            return False
-        data_axes = [i for i, d in enumerate(parts.dims) if isinstance(d, Plate)]
-        if any(route.index.shape[i] > 1 for i in data_axes):
-            return False
-        expected = values_of(route, coordinates, theta)
-        tolerance = 1e-9 if argument.dtype == torch.float64 else 1e-5
-        found, wanted = torch.broadcast_tensors(argument.to(torch.float64), expected)
-        if not torch.allclose(found, wanted, rtol=tolerance, atol=0):
-            return False
-    return True
+@dataclass(frozen=True)
+class _Pieces:
+    """Sites by element of all batches. Where these are large, one is in memory at a time, and every pass is an E-step
+    anew.
+    """
+
+    model: BatchedModel
+    theta: Tensor
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self.model.pieces(self.theta)
+
+    def held(self) -> Pieces:
+        """The same in memory, if there are few numbers in all."""
+        found, size = [], 0
+        for piece in self:
+            found.append(piece)
+            size += piece.size
+            if size > MAX_HELD:
+                return self
+        return Held(tuple(found))

@@ -160,10 +160,10 @@ def choose_engine(
     )
     drops = options.on_degenerate == "drop"
     if stream is not None:
-        model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space)
-        if plan.is_complete and plan.regressions is None and model.fits():
+        model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space, space.snapshot())
+        if plan.is_complete and model.fits():
             return TensorEngine(model, maximiser, space, options.fixed, drops, agreement), report(plan)
-        reason = "in batches, closed forms need arguments alike in all of them"
+        reason = "in batches, closed forms need arguments alike in all of them, or affine"
         return _traced(prepared, space, options, stream, reason, None)
     if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model, prepared.graph):
         return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)

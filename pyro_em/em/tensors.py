@@ -122,7 +122,7 @@ class TensorEngine:
         with torch.no_grad():
             while True:
                 try:
-                    theta = self.maximiser.maximise(self.theta, stats, found.weights, found.point)
+                    theta = self.maximiser.maximise(self.theta, stats, found.pieces, found.point)
                     break
                 except DegenerateError as error:
                     if not self.drops:
@@ -195,7 +195,7 @@ class TensorEngine:
         found = self.model.expectation(tally, 0.0, 0.0)
         careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
         with torch.no_grad():
-            moved = self.model.coordinates.split(careful.maximise(self.theta, found.stats, found.weights))
+            moved = self.model.coordinates.split(careful.maximise(self.theta, found.stats, found.pieces))
             theta = self.model.coordinates.flat({n: self.space.exact(n, v) for n, v in moved.items()})
             self.theta = torch.where(torch.isfinite(theta), theta, self.theta)  # labels may all be impossible
 
@@ -231,7 +231,7 @@ class TensorEngine:
             found = self.model.expect(theta.detach())
             q = expected(self.maximiser.books, self.model.coordinates, {}, found.stats, theta)
             if self.maximiser.regressions is not None:
-                q = q + self.maximiser.regressions.expected(theta, found.weights)
+                q = q + self.maximiser.regressions.expected(theta, found.pieces)
             prior = self._log_prior(theta) if self.counts_priors else torch.zeros((), dtype=torch.float64)
             return found.log_evidence + (q - q.detach()) + prior
 

@@ -7,8 +7,9 @@ objective rises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from torch.distributions import Transform, biject_to, constraints
 
 from pyro_em.families.base import Argument, Cells, Family
 
-__all__ = ["newton"]
+__all__ = ["newton", "newton_in_pieces"]
+
+Pieces = Callable[[], Iterable[tuple[Family, Cells]]]
 
 ITERATIONS = 100
 HALVINGS = 40
@@ -49,11 +52,23 @@ def newton(
         values: where to start, each of shape (G, *block).
     """
     cells = Cells(stats.detach(), {name: value.detach() for name, value in args.items()}, group, size)
+    return newton_in_pieces(family, names, lambda: ((family, cells),), values)
+
+
+def newton_in_pieces(
+    family: Family, names: Sequence[str], pieces: Pieces, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """:func:`newton` over the cells of all pieces, which are asked for anew whenever they are needed.
+
+    Args:
+        family: whose arguments.
+        pieces: the cells, each with the family of its data; their groups are the same.
+    """
     charts = tuple(_Chart.of(argument, values[argument.name]) for argument in family.args if argument.name in names)
-    objective = _Objective(family, cells, charts)
+    objective = _Objective(pieces, charts)
     free = torch.cat([torch.full((chart.width,), chart.free) for chart in charts])
     at = start = torch.cat([chart.start for chart in charts], -1)
-    count = cells.pool(cells.stats[:, -1])
+    count = _total(cells.pool(cells.stats[:, -1]) for _, cells in pieces())
     active = count > 0
     before = torch.full_like(count, torch.inf)
     for _ in range(ITERATIONS):
@@ -111,36 +126,44 @@ class _Chart:
 class _Objective:
     """The expected log-likelihood of each group as a function of coordinates (G, V)."""
 
-    family: Family
-    cells: Cells
+    pieces: Pieces
     charts: tuple[_Chart, ...]
 
     def split(self, at: Tensor) -> list[tuple[_Chart, Tensor]]:
         return list(zip(self.charts, at.split([chart.width for chart in self.charts], -1), strict=True))
 
-    def terms(self, at: Tensor) -> Tensor:
-        """What each statistic contributes, shape (C, S + 1)."""
-        new = {chart.name: self.cells.spread(chart.value(part)) for chart, part in self.split(at)}
-        stats = self.cells.stats
-        return torch.where(stats == 0, 0.0, self.family.coefficients(**{**self.cells.args, **new}) * stats)
+    def terms(self, family: Family, cells: Cells, at: Tensor) -> Tensor:
+        """What each statistic of a piece contributes, shape (C, S + 1)."""
+        new = {chart.name: cells.spread(chart.value(part)) for chart, part in self.split(at)}
+        stats = cells.stats
+        return torch.where(stats == 0, 0.0, family.coefficients(**{**cells.args, **new}) * stats)
 
     def height(self, at: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.cells.pool(self.terms(at).sum(-1))
+            return _total(cells.pool(self.terms(family, cells, at).sum(-1)) for family, cells in self.pieces())
 
     def expand(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Objective (G,), the size of its rounding error (G,), gradient (G, V) and Hessian (G, V, V)."""
+        parts = [self._expand(family, cells, at) for family, cells in self.pieces()]
+        height, size, gradient, hessian = (_total(part) for part in zip(*parts, strict=True))
+        return height, 10 * torch.finfo(at.dtype).eps * size, gradient, hessian
+
+    def _expand(self, family: Family, cells: Cells, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             at = at.detach().requires_grad_()
-            terms = self.terms(at)
-            height = self.cells.pool(terms.sum(-1))
+            terms = self.terms(family, cells, at)
+            height = cells.pool(terms.sum(-1))
             (gradient,) = torch.autograd.grad(height.sum(), at, create_graph=True)
             rows = [
                 torch.autograd.grad(column.sum(), at, retain_graph=True, materialize_grads=True)[0]
                 for column in gradient.unbind(-1)
             ]
-        noise = 10 * torch.finfo(at.dtype).eps * self.cells.pool(terms.detach().abs().sum(-1))
-        return height.detach(), noise, gradient.detach(), torch.stack(rows, -2)
+        size = cells.pool(terms.detach().abs().sum(-1))
+        return height.detach(), size, gradient.detach(), torch.stack(rows, -2)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
 
 
 def _direction(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:

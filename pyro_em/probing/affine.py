@@ -12,7 +12,7 @@ from pyro_em.families import Argument
 from pyro_em.probing.coordinates import Coordinates
 from pyro_em.probing.routes import Affine
 
-__all__ = ["PREDICTORS", "affine"]
+__all__ = ["PREDICTORS", "affine", "design_of"]
 
 MAX_COLUMNS = 256
 MAX_DESIGN = 2**25
@@ -53,16 +53,37 @@ def affine(
         leaves: where the graph ends, all elements of theta.
     """
     for link in _links(argument):
-        to_predictor = PREDICTORS[link][0]
-        predictors = [
-            _from_logits(link, b) if b is not None and link in ("sigmoid", "softmax") else to_predictor(a)
-            for a, b in zip(draws, logits, strict=True)
-        ]
+        predictors = [_predictor(link, a, b) for a, b in zip(draws, logits, strict=True)]
         found = _design(predictors, thetas, leaves, coordinates)
-        if found is not None:
-            columns, design, offset = found
-            return Affine(columns, design, offset, link)
+        if found is not None and len(found[0]):
+            return Affine(*found, link)
     return None
+
+
+def design_of(
+    link: str,
+    draw: Tensor,
+    logits: Tensor | None,
+    theta: Tensor,
+    leaves: Mapping[str, Tensor],
+    coordinates: Coordinates,
+) -> Affine | None:
+    """The design behind an argument that is known to be affine under a link, from one draw with the graph behind it;
+    ``None`` where its predictor is not finite, or the design too large.
+    """
+    with torch.enable_grad():
+        predictor = _predictor(link, draw, logits)
+    value = predictor.detach().to(torch.float64)
+    if not predictor.requires_grad:
+        return Affine(torch.zeros(0, dtype=torch.long), value.new_zeros(*value.shape, 0), value, link)
+    found = _design([predictor], [theta], leaves, coordinates)
+    return None if found is None else Affine(*found, link)
+
+
+def _predictor(link: str, argument: Tensor, logits: Tensor | None) -> Tensor:
+    if logits is not None and link in ("sigmoid", "softmax"):
+        return _from_logits(link, logits)
+    return PREDICTORS[link][0](argument)
 
 
 def _links(argument: Argument) -> tuple[str, ...]:
@@ -123,5 +144,5 @@ def _jacobian(
                     columns.append(starts[name] + i)
                     found.append(column.detach().to(torch.float64))
     if not columns:
-        return None
+        return torch.zeros(0, dtype=torch.long), predictor.new_zeros(*predictor.shape, 0, dtype=torch.float64)
     return torch.tensor(columns), torch.stack(found, -1)

@@ -1,0 +1,219 @@
+"""A family's own solution for one argument of sites by element, pooled over all elements that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_em.compiled.collapse import collapsed, held, is_low, is_narrow
+from pyro_em.compiled.elements import ElementFactor
+from pyro_em.compiled.pieces import Piece, Pieces
+from pyro_em.compiled.solve import Guard
+from pyro_em.families import Cells, Family
+from pyro_em.families.newton import newton_in_pieces
+from pyro_em.families.pieces import solve_in_pieces
+from pyro_em.probing import LINKS
+
+__all__ = ["Key", "Pooled"]
+
+Key = tuple[Any, str, str]  # family, argument, link
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One argument of the sites of one family.
+
+    Attributes:
+        key: which.
+        movable: positions in theta that may move.
+        variances: of the data behind each value, once they have been gone through.
+    """
+
+    key: Key
+    movable: Tensor
+    variances: list[Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the likelihood grows without bound as it shrinks."""
+        kind, name, _ = self.key
+        return any(a.spread for a in kind.args if a.name == name)
+
+    def is_held(self, factors: Sequence[ElementFactor], theta: Tensor, slack: float) -> bool:
+        """Whether a spread is at most ``slack`` times its floor.
+
+        Args:
+            factors: of all data, or of some that have every value.
+        """
+        if not self.is_spread:
+            return False
+        pool = self._pool(factors, theta)
+        data = self.variances[0] if self.variances else _Moments().add(pool).largest()
+        return is_low(pool.present, data, slack)
+
+    def solve(self, theta: Tensor, pieces: Pieces, guard: Guard) -> Tensor:
+        """theta at the maximum of Q over this argument.
+
+        Raises:
+            DegenerateError: a spread went to nothing, under a guard that does not floor.
+        """
+        _, name, link = self.key
+        seen = _Seen()
+        found = solve_in_pieces(name, self._cells(pieces, theta, seen))
+        if found is None:
+            seen = _Seen()
+            for _ in self._cells(pieces, theta, seen):
+                pass
+        pool = seen.pool
+        if found is None:
+            start = {name: pool.present}
+            found = newton_in_pieces(pool.family, (name,), lambda: self._cells(pieces, theta, _Seen()), start)[name]
+        if self.is_spread:
+            self.variances[:] = [seen.moments.largest()]
+            found = self._guarded(pool, found, seen, guard)
+        inverse = LINKS[link].inverse(found).reshape(len(pool.values), -1)
+        inside = torch.isin(pool.values, self.movable) & torch.isfinite(inverse)
+        theta = theta.clone()
+        theta[pool.values[inside]] = inverse[inside]
+        return theta
+
+    def _cells(self, pieces: Pieces, theta: Tensor, seen: _Seen) -> Iterator[tuple[Family, Cells]]:
+        for piece in pieces:
+            pool = self._pool(piece.factors, theta)
+            cells = pool.cells(piece)
+            seen.note(pool, cells, self.is_spread)
+            yield pool.family, cells
+
+    def _pool(self, factors: Sequence[ElementFactor], theta: Tensor) -> _Pool:
+        kind, name, link = self.key
+        alike = [f for f in factors if type(f.family) is kind and not f.routes[name].is_affine]
+        return _pooled([f for f in alike if f.routes[name].link == link], name, theta)
+
+    def _guarded(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard) -> Tensor:
+        """The values, none of them collapsed."""
+        kind, name, _ = self.key
+        counts, data = seen.counts, self.variances[0]
+        spoken_of = (counts > 0) & torch.isin(pool.values, self.movable).any(1)
+        if guard.floor:
+            lifted = held(found, data, lambda: found.nan_to_num(0.0) @ found.nan_to_num(0.0).mT)
+            return torch.where(spoken_of.reshape(-1, *[1] * (found.dim() - 1)), lifted, found)
+        narrow = is_narrow(found, data, guard.dtype) & spoken_of
+        if bool(narrow.any()):
+            g = int(narrow.nonzero()[0, 0])
+            value = found[g] if found.dim() == 1 else found[g].diagonal().abs().amin()
+            element = int(pool.values[g, 0])
+            raise collapsed(kind.__name__, name, element, float(value), float(counts[g]), guard.coordinates)
+        return found
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The elements of all sites that share an argument.
+
+    Attributes:
+        values: positions in theta of each value of the argument, shape (G, block).
+        group: which of them each element uses, shape (C,).
+        args: all arguments of each element.
+        present: each value at theta.
+    """
+
+    members: list[ElementFactor]
+    values: Tensor
+    group: Tensor
+    args: dict[str, Tensor]
+    present: Tensor
+
+    @property
+    def family(self) -> Family:
+        """That of the members."""
+        return self.members[0].family
+
+    def cells(self, piece: Piece) -> Cells:
+        """The elements, each a cell of its own."""
+        stats = torch.cat([piece.stats[f.name].flatten(0, -2) for f in self.members])
+        return Cells(stats, self.args, self.group, len(self.values))
+
+
+def _pooled(members: list[ElementFactor], name: str, theta: Tensor) -> _Pool:
+    rows, args = [], []
+    for f in members:
+        index = f.routes[name].index
+        assert index is not None
+        shape, block = _shape(f), index.shape[3:]
+        rows.append(index.expand(*shape, *block).reshape(-1, *block))
+        here = f.args(theta, slice(None))
+        args.append({n: a.expand(*shape, *a.shape[3:]).reshape(-1, *a.shape[3:]) for n, a in here.items()})
+    flat = torch.cat([r.flatten(1) if r.dim() > 1 else r.unsqueeze(1) for r in rows])
+    values, group = flat.unique(dim=0, return_inverse=True)
+    together = {n: torch.cat([a[n] for a in args]) for n in args[0]}
+    present = together[name].new_zeros(len(values), *together[name].shape[1:])
+    present[group] = together[name]
+    return _Pool(members, values, group, together, present)
+
+
+def _shape(factor: ElementFactor) -> tuple[int, int, int]:
+    return factor.num_rows, factor.num_states, factor.x.shape[2]
+
+
+@dataclass
+class _Moments:
+    """Counts, means and sums of squares of the data of each site, and which values it uses."""
+
+    parts: list[tuple[int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, pool: _Pool) -> _Moments:
+        """Count a piece (Chan, Golub & LeVeque 1983, equation 2.1)."""
+        before, self.parts, at = self.parts, [], 0
+        for i, f in enumerate(pool.members):
+            x = f.data(slice(None)).flatten(0, 2)
+            group = pool.group[at : at + prod(_shape(f))]
+            at += prod(_shape(f))
+            used = torch.bincount(group, minlength=len(pool.values)) > 0
+            count, mean = len(x), x.mean(0)
+            squares = (x - mean).square().sum(0)
+            if before:
+                old, centre, rest, seen = before[i]
+                apart = mean - centre
+                squares = squares + rest + apart.square() * (old * count / (old + count))
+                count, mean, used = old + count, centre + apart * (count / (old + count)), used | seen
+            self.parts.append((count, mean, squares, used))
+        return self
+
+    def largest(self) -> Tensor:
+        """Of the data behind each value, the largest variance among its sites, shape (G,) or (G, D)."""
+        found = [
+            torch.where(used.reshape(-1, *[1] * squares.dim()), squares / count, 0.0)
+            for count, _, squares, used in self.parts
+        ]
+        return torch.stack(found).amax(0)
+
+
+@dataclass
+class _Seen:
+    """What a pass leaves behind: the first pool, whose values are those of all, counts, and moments for spreads."""
+
+    pools: list[_Pool] = field(default_factory=list)
+    counted: list[Tensor] = field(default_factory=list)
+    moments: _Moments = field(default_factory=_Moments)
+
+    @property
+    def pool(self) -> _Pool:
+        return self.pools[0]
+
+    @property
+    def counts(self) -> Tensor:
+        """Data behind each value."""
+        return self.counted[0]
+
+    def note(self, pool: _Pool, cells: Cells, is_spread: bool) -> None:
+        """Count a piece."""
+        self.pools = self.pools or [pool]
+        if is_spread:
+            counts = cells.pool(cells.stats[:, -1])
+            self.counted = [self.counted[0] + counts if self.counted else counts]
+            self.moments.add(pool)
