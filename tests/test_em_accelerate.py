@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.distributions.constraints import positive, simplex, unit_interval
 
-from models import gaussian_mixture, poisson_mixture
+from models import gaussian_mixture, latent_class, poisson_mixture
 from pyro_em import EM, GradientMStep, RandomDraws, fit
 
 f64 = partial(torch.tensor, dtype=torch.float64)
@@ -120,15 +120,18 @@ def starts(num):
 
 @pytest.mark.slow
 def test_the_deaths_from_fifty_starts():
-    """The textbook case: plain EM needs thousands of E-steps, SQUAREM tens."""
+    """The textbook case: plain EM needs thousands of maps, SQUAREM about a hundred.
+
+    Over all fifty starts the medians are 3410 (2030 to 3588) and 101 (55 to 172); plain EM is run from the first nine.
+    """
     fast = [squarem(poisson_mixture.model, DEATHS, init=s, tol=1e-8, max_steps=20000) for s in starts(50)]
-    plain = [run(poisson_mixture.model, DEATHS, init=s, tol=1e-8, max_steps=20000) for s in starts(3)]
+    plain = [run(poisson_mixture.model, DEATHS, init=s, tol=1e-8, max_steps=20000) for s in starts(9)]
     for result in [*fast, *plain]:
         assert result.converged
         assert result.objective == pytest.approx(MAXIMUM, abs=1e-6)
     steps = median(r.history.step.iloc[-1] for r in fast)
     assert steps < 150
-    assert median(r.history.step.iloc[-1] for r in plain) > 5 * steps
+    assert median(r.history.step.iloc[-1] for r in plain) > 2800
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6, 1e-8])
@@ -210,6 +213,19 @@ def test_probabilities_on_their_boundary():
     assert torch.isfinite(probs).all() and ((probs >= 0) & (probs <= 1)).all()
     torch.testing.assert_close(probs[:, 5], torch.ones(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(probs, plain.params["probs"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_probabilities_that_run_off_to_their_boundary(seed):
+    """Their coordinates move for ever; the length of a step is not theirs to set, or a thousand maps do not do."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), 300, True, generator=generator)
+    probs = torch.tensor([[0.9, 0.8, 0.85, 0.7], [0.1, 0.2, 0.6, 0.5], [0.0, 0.9, 0.1, 1.0]])[z]
+    x = torch.bernoulli(probs, generator=generator).long()
+    model = partial(latent_class.model, num_levels=(2,) * 4, num_classes=3)
+    result = squarem(model, x, tol=1e-7)
+    assert result.converged and min(v.min() for v in result.params.values()) < 1e-6
+    assert result.history.step.iloc[-1] < 500
 
 
 def test_weights_on_their_boundary():

@@ -41,6 +41,7 @@ def test_latent_classes_end_where_polca_does(name: str) -> None:
     model = partial(latent_class.model, num_levels=num_levels, num_classes=K)
     assert num_params(model, x) == expected.num_params
     result = fit(model, x, strategy=strategy, seed=1, progress=False)
+    assert result.converged
     if tol is None:
         assert result.log_evidence == pytest.approx(expected.log_likelihood, abs=expected.tol)
     else:

@@ -71,6 +71,14 @@ class Engine(Protocol):
         """Put the free parameters at a point of :meth:`coordinates`."""
         ...
 
+    def values(self) -> Tensor:
+        """The free parameters as they are, one vector, float64."""
+        ...
+
+    def is_near_edge(self) -> bool:
+        """Whether one of them is a probability next to zero or one."""
+        ...
+
     def expect(self) -> Any:
         """The E-step at the parameters in place: an object with objective, log_evidence and spread."""
         ...

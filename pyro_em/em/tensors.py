@@ -21,6 +21,7 @@ from pyro_em.compiled.priors import log_prior
 from pyro_em.compiled.sparse import SparseFactor
 from pyro_em.em.agreement import Agreement
 from pyro_em.em.batched import BatchedModel
+from pyro_em.em.edges import is_near_edge
 from pyro_em.em.placing import by_rows, drawn, members
 from pyro_em.em.stopping import resolution
 from pyro_em.errors import DegenerateError, ModelError
@@ -108,6 +109,16 @@ class TensorEngine:
     def move_to(self, vector: Tensor) -> None:
         """Put the free parameters at a point of :meth:`coordinates`."""
         self.theta = self._theta_at(vector).detach()
+
+    def values(self) -> Tensor:
+        """The free parameters as they are, one vector, float64."""
+        values = self.model.coordinates.split(self.theta)
+        return torch.cat([values[n].reshape(-1) for n in self._free]) if self._free else self.theta[:0]
+
+    def is_near_edge(self) -> bool:
+        """Whether one of them is a probability next to zero or one."""
+        values, constraints = self.model.coordinates.split(self.theta), self.model.coordinates.constraints
+        return any(is_near_edge(values[n], constraints[n]) for n in self._free)
 
     def expect(self) -> TensorExpectation:
         """The E-step at the parameters in place."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.em.checks import Prepared
+from pyro_em.em.edges import is_near_edge
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.placing import labelled
 from pyro_em.em.stopping import resolution
@@ -109,6 +110,17 @@ class TracedEngine:
         for leaf in self.ascent.leaves.values():
             leaf.data.copy_(vector[at : at + leaf.numel()].reshape(leaf.shape))
             at += leaf.numel()
+
+    def values(self) -> Tensor:
+        """The free parameters as they are, one vector, float64."""
+        leaves = self.space.leaves()
+        parts = [leaves[n].value().detach().reshape(-1).to(torch.float64) for n in self.ascent.leaves]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def is_near_edge(self) -> bool:
+        """Whether one of them is a probability next to zero or one."""
+        leaves = self.space.leaves()
+        return any(is_near_edge(leaves[n].value(), leaves[n].constraint) for n in self.ascent.leaves)
 
     def expect(self) -> TracedExpectation:
         """The E-step at the parameters in place."""
