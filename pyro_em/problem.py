@@ -26,6 +26,7 @@ class Problem:
         space: the parameters; active while the fit runs.
         weights: how often each datum counts: one for each element of the outermost data plate, or by plate.
         attempt: which start this is; ``None`` goes on from the values that :attr:`start` puts in place.
+        kept: what a strategy keeps from one start of the fit for the next ones.
         start: called by the strategy once the model's parameters are known, to put the caller's ``init`` in place.
     """
 
@@ -36,6 +37,7 @@ class Problem:
     start: Callable[[], None] = field(default=lambda: None)
     attempt: int | None = 0
     weights: Mapping[str, Tensor] | Tensor | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def first_run(self, run: Callable[[], T]) -> T:
         """Run the model for the first time; where its own initial values are what breaks it, name the parameter.

@@ -90,6 +90,8 @@ def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) ->
     for attempt in range(restarts):
         try:
             state = _once(problem, strategy, loop, attempt, short, rows)
+            if best is not None and state.objective is not None and state.objective <= best.objective:
+                continue
             objective = strategy.evaluate(problem, state).objective
         except (DegenerateError, StartError) as error:
             if attempt == 0 and isinstance(error, StartError):

@@ -9,12 +9,22 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
-__all__ = ["isolated_rng", "seeded"]
+__all__ = ["aside", "isolated_rng", "seeded"]
 
 
 def seeded(seed: int | None) -> AbstractContextManager[None]:
     """The caller's own random stream, which the body advances; or, given a seed, a stream apart from it."""
     return nullcontext() if seed is None else isolated_rng(seed)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Run the body on the present random stream, and go on as if it had drawn nothing."""
+    before = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(before)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class State(Protocol):
 
     @property
     def objective(self) -> float | None:
-        """The objective at the start, where the strategy knows it before the first step."""
+        """The objective at the parameters in place, where the strategy knows it without :meth:`Strategy.evaluate`."""
         ...
 
     @property

@@ -28,7 +28,7 @@ from pyro_em import EM, KMeans, RandomDraws, RandomResponsibilities
 
 @pytest.mark.parametrize("start", [RandomResponsibilities(), RandomResponsibilities(rows=6)])
 def test_random_responsibilities_on_gaussians(start):
-    result = run(mixture, clusters(), restarts=8, start=start)
+    result = run(mixture, clusters(), restarts=8, start=start, seed=5)
     torch.testing.assert_close(result.params["locs"].sort().values, TRUE, atol=0.4, rtol=0)
 
 

@@ -41,6 +41,10 @@ class Guard:
     dtype: torch.dtype
     living: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
 
+    def anew(self) -> Guard:
+        """The same for another start."""
+        return replace(self, living={})
+
     def _watch(self, book: Book, block: Block, cells: Cells) -> None:
         """See that no component of a location has run out of data.
 

@@ -20,6 +20,7 @@ from pyro_em.em.checks import Prepared
 from pyro_em.graph import FactorGraph, Intervention, log_evidence_terms
 from pyro_em.params import ParamSpace
 from pyro_em.probing import Probed, explains, probe
+from pyro_em.rng import aside
 
 __all__ = ["Agreement"]
 
@@ -59,6 +60,10 @@ class Agreement:
                 start has it, and each argument of their distributions is compared too.
             graph: of the program at theta, on the rows that are compared; ``None`` runs it.
         """
+        with aside():
+            return self._holds(theta, model, graph)
+
+    def _holds(self, theta: Tensor, model: TensorModel, graph: FactorGraph | None) -> bool:
         inference, (args, kwargs) = self.prepared.inference, self.prepared.head
         whole = self.prepared.head is self.prepared.data
         weights: Mapping[str, Tensor] = self.prepared.weights if whole else {}

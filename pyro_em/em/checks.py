@@ -12,7 +12,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from pyro_em.data import Batch, first_rows, whole
+from pyro_em.data import Batch, first_rows
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
@@ -23,7 +23,7 @@ from pyro_em.graph.plan import MAX_TABLE
 from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
 
-__all__ = ["Arguments", "Prepared", "prepare"]
+__all__ = ["Arguments", "Look", "Prepared", "is_small", "look_at", "prepare"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -33,6 +33,25 @@ LARGE_TABLE = 2**20  # numbers in the data, likewise
 HEAD = 512
 LONG = 50  # latents, beyond which it takes time to look at each operation of a run
 CERTAIN = MAX_TABLE // 256  # numbers at the sites; operations between them make tables of a few times as many
+
+
+@dataclass(frozen=True)
+class Look:
+    """A first run of the model, whose parameters are in place where the fit starts.
+
+    Attributes:
+        data: the model's arguments, all data at once.
+        head: the first rows of large data, of small data all.
+        intervention: holds the subsample of plates.
+        seen: the roles of its sites.
+        moved: whether the caller's start is elsewhere than where the run was.
+    """
+
+    data: Arguments
+    head: Arguments
+    intervention: Intervention
+    seen: Survey
+    moved: bool
 
 
 @dataclass(frozen=True)
@@ -66,15 +85,14 @@ class Prepared:
         return self.graph if self.head is self.data else None
 
 
-def prepare(problem: Problem) -> Prepared:
-    """Run the model plainly, refuse what cannot be summed out, find its parameters and check one enumerated run.
+def look_at(problem: Problem, data: Arguments) -> Look:
+    """Run the model plainly, refuse what cannot be summed out, find its parameters and put the start in place.
 
     Raises:
         ModelError: a latent that EM cannot treat, or a model with nothing to do.
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
     intervention = Intervention(any_state=True)
-    data = whole(problem.args, problem.kwargs)
     seen, head = _first_look(problem, data, intervention)
     for name in seen.others:
         _check_global(name, seen)
@@ -89,13 +107,23 @@ def prepare(problem: Problem) -> Prepared:
     drawn_at = problem.space.snapshot()
     problem.start()
     problem.space.check_start()
+    return Look(data, head, intervention, seen, _moved(problem, drawn_at))
+
+
+def prepare(problem: Problem, first: Look) -> Prepared:
+    """Check one enumerated run at the parameters in place.
+
+    Raises:
+        ModelError: a latent that EM cannot treat.
+    """
+    data, head, intervention, seen = first.data, first.head, first.intervention, first.seen
     program = Program(problem.model, seen.max_plate_nesting, seen.imputed, frozenset(seen.others))
     inference = ExactInference(program, problem.space)
     look = intervention if head is data else Intervention()
     with torch.no_grad():
         look.given = problem.space.latents()
         found, graph = _enumerated(program, head, look, seen)
-    program.verify(graph, *head, look, None if seen.others or _moved(problem, drawn_at) else seen)
+    program.verify(graph, *head, look, None if seen.others or first.moved else seen)
     weights: dict[str, Tensor] = {}
     if problem.weights is not None:
         sizes = _plate_sizes(program, data, intervention, graph, head)
@@ -161,6 +189,11 @@ def _first_look(problem: Problem, data: Arguments, intervention: Intervention) -
         problem.space.forget()
         set_rng_state(state)
     return problem.first_run(lambda: survey(problem.model, *data, intervention)), data
+
+
+def is_small(data: Arguments) -> bool:
+    """Whether data are few enough to look at all of them."""
+    return _head(data) is None
 
 
 def _head(data: Arguments) -> Batch | None:

@@ -15,17 +15,14 @@ from typing import Any, ClassVar, Literal
 
 import pyro
 
-from pyro_em.data import open_batches
-from pyro_em.em.batched import Stream, open_stream
-from pyro_em.em.checks import Prepared, prepare
-from pyro_em.em.engine import Engine, Options, choose_engine, program_itself
+from pyro_em.em.engine import Engine, Options
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import GradientMStep
+from pyro_em.em.opening import open_model
 from pyro_em.em.squarem import squarem
 from pyro_em.em.starts import RandomResponsibilities, Start
 from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
-from pyro_em.em.weights import plate_weights
-from pyro_em.errors import DecreaseError, ModelError, StartError
+from pyro_em.errors import DecreaseError, StartError
 from pyro_em.garbage import no_collection
 from pyro_em.problem import Problem
 from pyro_em.status import Status
@@ -42,6 +39,7 @@ class EMState:
         expectation: the E-step at the parameters in place.
         engine: evaluates and moves them.
         itself: makes the engine that runs the program, should tensors and program part ways.
+        is_short: whether this run goes on from its end only if it is the best, and is compared with the program then.
         stochastic: whether the objective is that of a subsample, drawn anew each time.
     """
 
@@ -52,6 +50,7 @@ class EMState:
     inference: ExactInference
     stochastic: bool
     itself: Callable[[], Engine]
+    is_short: bool = False
     gains: tuple[float, ...] = ()
     next_check: int = 0
 
@@ -141,14 +140,9 @@ class EM:
     @no_collection()
     def init(self, problem: Problem) -> EMState:
         """Check the model, put the start in place and make the first E-step."""
-        prepared, stream = self._open(problem)
-        weights = prepared.weights if stream is None else stream.weights
         options = Options(self.m_step, self.fixed, self.priors, self.on_degenerate)
-        engine, report = choose_engine(prepared, problem.space, options, stream)
-
-        def itself() -> Engine:
-            return program_itself(prepared, problem.space, options, stream)[0]
-
+        opened = open_model(problem, options, self.batch_size)
+        engine = opened.engine
         if problem.attempt is not None:
             self._place(engine, problem.attempt)
         state = EMState(
@@ -156,9 +150,10 @@ class EM:
             status=Status.RUNNING,
             expectation=engine.expect(),
             engine=engine,
-            inference=replace(prepared.inference, report=tuple(report), fixed=self.fixed, weights=weights),
-            stochastic=prepared.stochastic,
-            itself=itself,
+            inference=opened.inference,
+            stochastic=opened.prepared.stochastic,
+            itself=opened.itself,
+            is_short=self.restarts > 1 and problem.attempt is not None,
         )
         if not math.isfinite(state.objective):
             raise _no_start(state.objective)
@@ -175,23 +170,6 @@ class EM:
             new = self._accelerated(state) if leaps else self._plain(state)
             new = replace(new, gains=()) if state.engine.breaks else self._judge(state, new, before)
         return new, StepInfo(new.step, new.objective)
-
-    def _open(self, problem: Problem) -> tuple[Prepared, Stream | None]:
-        """The checked model on all data; or on the first batch, and the stream of all batches."""
-        batches = open_batches(problem.args, problem.kwargs, self.batch_size)
-        if batches is None:
-            return prepare(problem), None
-        first = next(batches.in_order())
-        prepared = prepare(replace(problem, args=first.args, kwargs=first.kwargs, weights=None))
-        if prepared.stochastic:
-            raise ModelError("A plate that draws a subsample cannot be cut into batches too; remove subsample_size.")
-        stream = open_stream(batches, prepared, {})
-        if problem.weights is None:
-            return prepared, stream
-        sizes = {p.name: p.size for f in prepared.graph.factors for p in f.plates}
-        sizes = {**sizes, **dict.fromkeys(stream.plates & sizes.keys(), batches.total)}
-        weights = plate_weights(problem.weights, prepared.seen, sizes)
-        return prepared, replace(stream, weights=weights)
 
     def _place(self, engine: Engine, attempt: int) -> None:
         start = self.start or (RandomResponsibilities() if attempt else None)
@@ -245,7 +223,7 @@ class EM:
         if new.step < new.next_check:
             return new
         status, seems_done = self._outcome(new)
-        if status is not Status.RUNNING and not new.engine.agrees():
+        if status is not Status.RUNNING and not new.is_short and not new.engine.agrees():
             return self._by_program(new)
         return replace(new, status=status, next_check=3 * new.step // 2) if seems_done else new
 

@@ -72,6 +72,18 @@ class TensorEngine:
         self.counts_priors, self.drops = bool(maximiser.priors), drops
         values = space.values()
         self.theta = model.coordinates.flat(values)
+        self._compared: tuple[Tensor, bool] | None = None
+
+    def anew(self) -> TensorEngine:
+        """An engine of its own on the same tensors, at the parameters in place."""
+        maximiser = replace(self.maximiser, guard=self.maximiser.guard.anew())
+        return TensorEngine(self.model, maximiser, self.space, self.fixed, self.drops, self.agreement)
+
+    def serves(self) -> bool:
+        """Whether the program says here, at a start where it was not probed, what its tensors say."""
+        if isinstance(self.model, BatchedModel):
+            return self.model.fits()
+        return self.agreement is None or self.agreement.holds(self.theta, self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -226,14 +238,22 @@ class TensorEngine:
     def agrees(self) -> bool:
         """Whether the program, at theta, says what its tensors say."""
         self.finish()
-        return self.agreement is None or self.agreement.holds(self.theta, self._in_memory)
+        if self.agreement is None:
+            return True
+        if self._compared is None or not self._is_near(self._compared[0]):
+            self._compared = self.theta, self.agreement.holds(self.theta, self._in_memory)
+        return self._compared[1]
 
     def finish(self) -> bool:
         """Hand theta to the program; whether an edge of a constraint moved it by more than rounding."""
         before, values = self.theta, self.model.coordinates.split(self.theta)
         self.space.assign_nearest({name: values[name] for name in self._free})
         self.theta = self.model.coordinates.flat(self.space.values())
-        return not torch.allclose(self.theta, before, rtol=64 * torch.finfo(self.dtype).eps, atol=1e-300)
+        return not self._is_near(before)
+
+    def _is_near(self, theta: Tensor) -> bool:
+        """Whether the parameters are there, up to rounding."""
+        return torch.allclose(self.theta, theta, rtol=64 * torch.finfo(self.dtype).eps, atol=1e-300)
 
     def _objective(self, point: Tensor) -> Tensor:
         """The objective, with its gradient, at unconstrained coordinates."""
