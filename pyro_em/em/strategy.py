@@ -39,7 +39,8 @@ class EMState:
         expectation: the E-step at the parameters in place.
         engine: evaluates and moves them.
         itself: makes the engine that runs the program, should tensors and program part ways.
-        is_short: whether this run goes on from its end only if it is the best, and is compared with the program then.
+        is_short: whether only the best of several such runs goes on from its end: until then neither a trial climb nor
+            a comparison with the program is worth its time.
         stochastic: whether the objective is that of a subsample, drawn anew each time.
     """
 
@@ -203,6 +204,8 @@ class EM:
         noise = state.engine.noise(state.expectation)
         if remaining_gain(state.gains, noise) >= self.tol:
             return Status.RUNNING, False
+        if state.is_short:
+            return Status.CONVERGED, True  # a trial climb would take longer than all iterations of a short run
         if noise > self.tol:
             return Status.ROUNDING, True
         if state.engine.can_gain(self.tol):
