@@ -232,7 +232,7 @@ def test_a_start_of_infinite_density_is_refused_and_told_of_priors() -> None:
 
 def test_a_random_start_of_infinite_density_is_left_out() -> None:
     result = fit(tutorials.gaussians, POINTS, 3, strategy=EM(restarts=12), seed=0, progress=False, **JEFFREYS)
-    assert {0, 1} < set(result.history["restart"]) < set(range(12))
+    assert {0} < set(result.history["restart"]) < set(range(12))
     assert result.objective < 0
 
 
