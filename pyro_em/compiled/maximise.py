@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -72,14 +73,20 @@ class Maximiser:
         return theta
 
     def _solve(self, old: Tensor, stats: tuple[Tensor, ...], point: Point | None) -> Tensor:
-        theta = old.clone()
+        theta, found = old if self._are_stretches else old.clone(), dict[int, Tensor]()
         for i, blocks in self._blocks.items():
             book = self.books[i]
             known = None if point is None or point.theta is not old or i in self._late else point.values[id(book)]
             values = book.values(self.coordinates, theta) if known is None else dict(known)
             self._solvers[i](book, blocks, stats[i], values, self.guard)
             for block in blocks:
-                self._write(book, block, values[block.argument], theta)
+                if self._are_stretches:
+                    found[book.spans[block.argument] or 0] = values[block.argument]
+                else:
+                    self._write(book, block, values[block.argument], theta)
+        theta = _joined(found, old) if found else theta
+        if math.isfinite(theta.sum()):
+            return theta
         return torch.where(torch.isfinite(theta), theta, old)  # what no datum speaks of stays as it was
 
     def is_held(self, theta: Tensor, slack: float = 1 + 1e-6) -> bool:
@@ -114,6 +121,15 @@ class Maximiser:
         return frozenset(found)
 
     @cached_property
+    def _are_stretches(self) -> bool:
+        """Whether the blocks are stretches of theta as they stand, which no other book needs in the same turn."""
+        return not self._late and all(
+            b.all_free and book.links[b.argument] == "identity" and book.spans[b.argument] is not None
+            for b in self.ownership.blocks
+            for book in [self.books[b.book]]
+        )
+
+    @cached_property
     def _solvers(self) -> dict[int, Solver]:
         """How, by book."""
         return {i: solver_of(self.books[i], blocks) for i, blocks in self._blocks.items()}
@@ -138,6 +154,17 @@ class Maximiser:
         else:
             inside = rows < len(theta)
             theta[rows[inside]] = found[inside]
+
+
+def _joined(found: Mapping[int, Tensor], old: Tensor) -> Tensor:
+    """theta with these values from these positions on."""
+    parts, at = [], 0
+    for start in sorted(found):
+        if start > at:
+            parts.append(old[at:start])
+        parts.append(found[start].reshape(-1))
+        at = start + found[start].numel()
+    return torch.cat([*parts, old[at:]] if at < len(old) else parts)
 
 
 def _close(new: Tensor, old: Tensor) -> bool:

@@ -41,7 +41,7 @@ class Point:
         """The point at theta."""
         values = {id(book): book.values(coordinates, theta) for book in books}
         args = {id(book): book.spread(values[id(book)]) for book in books}
-        coefficients = {id(book): book.family.coefficients(**args[id(book)]) for book in books}
+        coefficients = {id(book): book.family.coefficients(**args[id(book)]).contiguous() for book in books}
         return cls(theta, values, coefficients, args)
 
     def table(self, factor: AnyFactor, rows: slice) -> Tensor:

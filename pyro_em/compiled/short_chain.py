@@ -14,22 +14,22 @@ from pyro_em.chains import filter_rows, smooth_rows
 from pyro_em.compiled.constant import Constant
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.compiled.short_kernel import add_counts, add_sums, fill_emission, fill_table
 from pyro_em.graph.line import Line
 
 __all__ = ["ShortChain", "short_chain"]
 
 MOST = 2**20  # multiplications of features and coefficients
-NEVER = -1e29  # below it, a logarithm of zero in the families' terms
 
 
 @dataclass(frozen=True)
 class _Picked:
-    """A matrix of sums of a book's coefficients: those at ``index`` times ``values``, over the first axis."""
+    """A table of sums over a book's coefficients: of those at ``index`` times ``values``, both (J, n), and ``base``."""
 
     book: int
     index: np.ndarray
     values: np.ndarray
-    base: np.ndarray | None
+    base: np.ndarray
 
     @classmethod
     def of(cls, constant: Constant, shape: tuple[int, ...], turned: bool) -> _Picked:
@@ -37,25 +37,22 @@ class _Picked:
 
         def arranged(t: Tensor) -> np.ndarray:
             own = t.reshape(*shape, -1).movedim(-1, 0)
-            return (own.mT if turned else own).contiguous().numpy()
+            return (own.mT if turned else own).flatten(1).contiguous().numpy()
 
-        return cls(
-            id(constant.factor.book),
-            arranged(constant.entries),
-            arranged(torch.ones(constant.entries.shape).double() if constant.values is None else constant.values),
-            None if constant.base is None else arranged(constant.base)[0],
-        )
+        ones = torch.ones(constant.entries.shape, dtype=torch.float64)
+        base = ones[:, 0] * 0 if constant.base is None else constant.base
+        values = ones if constant.values is None else constant.values
+        return cls(id(constant.factor.book), arranged(constant.entries), arranged(values), arranged(base)[0])
 
     def table(self, point: Point) -> np.ndarray:
         """Log-potentials, -inf where they cannot be."""
-        own = point.coefficients[self.book].numpy().take(self.index)
-        table = (own * self.values).sum(0)
-        table = table if self.base is None else table + self.base
-        return np.where(table < NEVER, -np.inf, table)
+        out = np.empty(self.base.size)
+        fill_table(flat(point.coefficients[self.book]), self.index, self.values, self.base, out)
+        return out
 
     def count(self, counts: np.ndarray, tally: Tally) -> None:
-        """Add expected statistics."""
-        _add(tally, self.book, self.index, counts * self.values)
+        """Add expected statistics under counts (n,)."""
+        add_counts(counts, self.index, self.values, flat(tally.stats[self.book]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class ShortChain:
         initial, transition: tables.
         book: whose coefficients the features take.
         index: positions of these, shape (F, S).
-        features: and ones for their constants, zero under a mask, shape (R * T, F).
+        features: and ones for their constants, zero under a mask, shape (F, R * T).
         which, lengths, weights: as the passes take them.
     """
 
@@ -83,8 +80,9 @@ class ShortChain:
 
     def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
         """Add expected statistics to the tally; the log evidence without base measures, and its rows' squares."""
-        emission, transition = self._emission(point), self.transition.table(point)[None, None]
-        given = (emission, transition, self.which, self.lengths)
+        states = self.shape[2]
+        transition = self.transition.table(point).reshape(1, 1, states, states)
+        given = (self._emission(point), transition, self.which, self.lengths)
         found = filter_rows(*given)
         value = float(found.evidence @ self.weights)
         if value == -np.inf:
@@ -92,24 +90,24 @@ class ShortChain:
         marginal, pairs = smooth_rows(found, *given, self.weights)
         for table in self.initial:
             table.count(marginal[:, 0].sum(0), tally)
-        self.transition.count(pairs[0, 0], tally)
-        _add(tally, self.book, self.index, self.features.T @ marginal.reshape(-1, self.shape[2]))
+        self.transition.count(pairs.reshape(-1), tally)
+        add_sums(self.features, marginal.reshape(-1, states), self.index, flat(tally.stats[self.book]))
         return value, float(found.evidence @ found.evidence)
 
     def _emission(self, point: Point) -> np.ndarray:
-        matrix = point.coefficients[self.book].numpy().take(self.index)
-        emission = (self.features @ matrix).reshape(self.shape)
-        if matrix.min() < NEVER:
-            emission[emission < NEVER] = -np.inf
+        emission = np.empty(self.shape)
+        fill_emission(
+            flat(point.coefficients[self.book]), self.index, self.features, emission.reshape(-1, self.shape[2])
+        )
         for table in self.initial:
             emission[:, 0] += table.table(point)
         return emission
 
 
-def _add(tally: Tally, book: int, index: np.ndarray, values: np.ndarray) -> None:
-    """Add values to a book's statistics at these positions."""
-    stats = tally.stats[book].numpy().reshape(-1)
-    stats += np.bincount(index.reshape(-1), values.reshape(-1), stats.size)
+def flat(tensor: Tensor) -> np.ndarray:
+    """The numbers of a contiguous tensor, in place."""
+    numbers: np.ndarray = tensor.view(-1).numpy()
+    return numbers
 
 
 def short_chain(
@@ -160,5 +158,5 @@ def _with_counts(factor: TensorFactor, features: Tensor) -> np.ndarray:
     """Features and what multiplies the constants of all elements, side by side."""
     width = factor.entries.shape[1]
     counts = features[:, width:] if factor.mask is not None else torch.ones(len(features), 1, dtype=features.dtype)
-    whole: np.ndarray = torch.cat([features[:, :width], counts.expand(-1, factor.counted.shape[1])], 1).numpy()
-    return whole
+    whole = torch.cat([features[:, :width], counts.expand(-1, factor.counted.shape[1])], 1)
+    return whole.T.contiguous().numpy()
