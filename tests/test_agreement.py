@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pyro_em import EM, fit
 from pyro_em.compiled.plan import make_plan
-from pyro_em.em.checks import LARGE, prepare
+from pyro_em.em.checks import LARGE, look_at, prepare
 from pyro_em.graph import Intervention
 from pyro_em.params import ParamSpace
 from pyro_em.probing import explains, probe
@@ -32,7 +32,7 @@ def explained(case: Case, change: Callable[[dict[str, Tensor]], dict[str, Tensor
     space = ParamSpace(model, None, args, kwargs)
     problem = Problem(model, args, kwargs, space, lambda: space.start_from(case.given or {}))
     with isolated_rng(0), space.active():
-        prepared = prepare(problem)
+        prepared = prepare(problem, look_at(problem, (args, kwargs)))
         look = prepared.inference.program, space, *prepared.data, Intervention()
         probed = probe(*look)
         space.restore(change(space.snapshot()))

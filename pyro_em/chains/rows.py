@@ -51,7 +51,7 @@ def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array
         kernel.forward_rows(first, last, *fixed)
 
     spread(emission.shape, run)
-    log_rows = np.flatnonzero(redo)
+    log_rows = redo.nonzero()[0]
     log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
     if log_rows.size:
         log_kernel.log_forward_rows(log_rows, share, emission, transition, which, lengths, log_alpha, evidence)

@@ -144,7 +144,7 @@ def picked(source: Tensor, index: Tensor, start: int | None) -> Tensor:
     """``source[index]``, as a view where the index is a stretch."""
     if start is None:
         return source[index]
-    flat = source[start : start + index.numel()]
+    flat = source.narrow(0, start, index.numel())
     return flat if index.dim() == 1 else flat.view(index.shape)
 
 

@@ -81,6 +81,11 @@ class Chain:
             self._count(i, weights, tally)
         return value, float(rows @ rows) ** 0.5 * self.scale
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether its E-step takes no gradients."""
+        return isinstance(self._way, Line)
+
     @cached_property
     def _way(self) -> Line | Wiring:
         """What smooths it."""

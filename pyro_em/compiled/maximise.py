@@ -18,7 +18,7 @@ from pyro_em.compiled.pieces import Pieces
 from pyro_em.compiled.point import Point
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
-from pyro_em.compiled.solve import Guard, Solver, solver_of
+from pyro_em.compiled.solve import Guard, Solver, is_closed, solver_of
 from pyro_em.probing import LINKS, Coordinates
 
 __all__ = ["Maximiser"]
@@ -100,6 +100,12 @@ class Maximiser:
             for i, blocks in self._blocks.items()
             for b in blocks
         )
+
+    @cached_property
+    def is_closed(self) -> bool:
+        """Whether no part of it takes gradients."""
+        simple = self.regressions is None and not self.ownership.numeric
+        return simple and all(is_closed(self.books[i], blocks) for i, blocks in self._blocks.items())
 
     @cached_property
     def _blocks(self) -> dict[int, list[Block]]:

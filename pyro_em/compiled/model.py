@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -77,7 +78,12 @@ class TensorModel:
     chains: tuple[Chain, ...]
     base: float
 
-    @property
+    @cached_property
+    def is_direct(self) -> bool:
+        """Whether its E-step takes no gradients."""
+        return not self.generals and all(chain.is_direct for chain in self.chains)
+
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The least exact arithmetic among the E-steps."""
         flats = [m.flat for m in self.mixtures] + [f for c in self.chains for f in c.flats if f is not None]
@@ -102,9 +108,12 @@ class TensorModel:
     def expectation(self, tally: Tally, log_evidence: float, spread: float) -> Expectation:
         """The tally of an E-step that is complete."""
         weights = {name: torch.cat(parts) for name, parts in tally.weights.items()}
-        by_element = tuple(f for f in self.factors if isinstance(f, ElementFactor))
         stats = tuple(tally.stats[id(b)] for b in self.books)
-        return Expectation(log_evidence, spread, stats, InMemory(by_element, weights), tally.point)
+        return Expectation(log_evidence, spread, stats, InMemory(self._by_element, weights), tally.point)
+
+    @cached_property
+    def _by_element(self) -> tuple[ElementFactor, ...]:
+        return tuple(f for f in self.factors if isinstance(f, ElementFactor))
 
 
 def tensor_model(

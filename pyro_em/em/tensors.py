@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -134,15 +135,16 @@ class TensorEngine:
 
     def expect(self) -> TensorExpectation:
         """The E-step at the parameters in place."""
-        found = self.model.expect(self.theta)
-        prior = float(self._log_prior(self.theta)) if self.counts_priors else 0.0
+        with self._without_gradients():
+            found = self.model.expect(self.theta)
+            prior = float(self._log_prior(self.theta)) if self.counts_priors else 0.0
         return TensorExpectation(found.log_evidence + prior, found.log_evidence, found.spread, found)
 
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
         found, stats = expectation.model, expectation.model.stats
         self.breaks = self.maximiser.is_held(self.theta, 1 - 1e-6)  # the floor lifts a start below it
-        with torch.no_grad():
+        with self._without_gradients():
             while True:
                 try:
                     theta = self.maximiser.maximise(self.theta, stats, found.pieces, found.point)
@@ -152,8 +154,13 @@ class TensorEngine:
                         raise
                     stats = without_component(self._in_memory, stats, error, self._free)
                     self.breaks = True
-        self.theta = theta
+        self.theta = theta.clone()
         return True
+
+    def _without_gradients(self) -> AbstractContextManager[None]:
+        """Tensors that no gradient can ever be asked of are quicker to make, where none is asked for."""
+        direct = isinstance(self.model, TensorModel) and self.model.is_direct and self.maximiser.is_closed
+        return torch.inference_mode() if direct else torch.no_grad()
 
     def can_gain(self, nats: float) -> bool:
         """Whether L-BFGS on the objective itself would raise it by this much; the parameters stay.

@@ -150,7 +150,7 @@ LOG_ZERO = -1e30
 def log_or_never(x: Tensor) -> Tensor:
     """log x, and ``LOG_ZERO`` for zero, where its gradient is zero too and not NaN."""
     if not (x.requires_grad and torch.is_grad_enabled()):
-        return x.clamp_min(0.0).log().clamp_min(LOG_ZERO)
+        return x.log().clamp_min(LOG_ZERO)
     possible = x > 0
     return torch.where(possible, torch.where(possible, x, 1.0).log(), LOG_ZERO)
 

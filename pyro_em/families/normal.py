@@ -53,10 +53,9 @@ class Normal:
         return x.new_full((), -0.5 * math.log(2 * math.pi)).expand(x.shape)
 
     def coefficients(self, *, loc: Tensor, scale: Tensor) -> Tensor:
-        root = scale.reciprocal()
-        precision = root.square()
+        precision = scale.pow(-2)
         linear = precision * loc
-        constant = torch.addcmul(root.log(), linear, loc, value=-0.5)
+        constant = -torch.addcmul(scale.log(), linear, loc, value=0.5)
         return torch.stack([linear, (-0.5 * precision).expand_as(linear), constant], -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
