@@ -52,8 +52,10 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
     _check("weights", weights, filtered.log_evidence.shape)
     if tables.emission.device.type != "cpu":
         return scan.backward(filtered, weights)
+    redo = torch.zeros_like(filtered.log_evidence, dtype=torch.bool)
+    redo[filtered.log_rows] = True
     fields = (filtered.log_evidence, filtered.alpha, filtered.ratio, filtered.steps, filtered.log_rows)
-    found = FilteredRows(*(x.numpy() for x in (*fields, filtered.log_alpha)))
+    found = FilteredRows(*(x.numpy() for x in (*fields, filtered.log_alpha, redo)))
     return Smoothed(*map(torch.from_numpy, smooth_rows(found, *tables.arrays, as_array(weights))))
 
 

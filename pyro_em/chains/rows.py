@@ -21,7 +21,11 @@ LEAST_WORK = 2_000_000
 
 @dataclass(frozen=True)
 class FilteredRows:
-    """What the way forward leaves: see :class:`~pyro_em.chains.Filtered`, whose attributes these are as arrays."""
+    """What the way forward leaves: see :class:`~pyro_em.chains.Filtered`, whose attributes these are as arrays.
+
+    Attributes:
+        redo: whether a row is among ``log_rows``, shape (R,).
+    """
 
     evidence: Array
     alpha: Array
@@ -29,6 +33,7 @@ class FilteredRows:
     steps: Array
     log_rows: Array
     log_alpha: Array
+    redo: Array
 
 
 def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array) -> FilteredRows:
@@ -56,7 +61,7 @@ def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array
     if log_rows.size:
         log_kernel.log_forward_rows(log_rows, share, emission, transition, which, lengths, log_alpha, evidence)
         alpha[log_rows] = np.exp(log_alpha)
-    return FilteredRows(evidence, alpha, ratio, steps, log_rows, log_alpha)
+    return FilteredRows(evidence, alpha, ratio, steps, log_rows, log_alpha, redo)
 
 
 def smooth_rows(
@@ -64,10 +69,8 @@ def smooth_rows(
 ) -> tuple[Array, Array]:
     """The way back: the marginal (R, T, S) and pairwise (G, M, S, S) of :class:`~pyro_em.chains.Smoothed`."""
     share, steps, log_rows = emission.shape[0] // transition.shape[0], found.steps, found.log_rows
-    redo = np.zeros(emission.shape[0], np.bool_)
-    redo[log_rows] = True
     turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(emission)
-    fixed = (share, turned, which, lengths, found.alpha, found.ratio, found.evidence, redo, weights, marginal)
+    fixed = (share, turned, which, lengths, found.alpha, found.ratio, found.evidence, found.redo, weights, marginal)
     parts: dict[int, Array] = {}
 
     def run(first: int, last: int) -> None:

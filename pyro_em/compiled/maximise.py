@@ -15,16 +15,29 @@ from pyro_em.compiled.collapse import at_floor
 from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
 from pyro_em.compiled.pieces import Pieces
-from pyro_em.compiled.point import Point
+from pyro_em.compiled.point import Point, Values
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
 from pyro_em.compiled.solve import Guard, Solver, is_closed, solver_of
 from pyro_em.probing import LINKS, Coordinates
 
-__all__ = ["Maximiser"]
+__all__ = ["Maximiser", "Moved"]
 
 ROUNDS = 30
 STILL = 1e-11
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where an M-step ends.
+
+    Attributes:
+        theta: the parameters.
+        values: what the books make of them, where that is known.
+    """
+
+    theta: Tensor
+    values: Values | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,8 @@ class Maximiser:
     guard: Guard
     regressions: Regressions | None = None
 
-    def maximise(self, theta: Tensor, stats: tuple[Tensor, ...], pieces: Pieces, point: Point | None = None) -> Tensor:
-        """theta with every owned parameter at the maximum of Q given the rest.
+    def maximise(self, theta: Tensor, stats: tuple[Tensor, ...], pieces: Pieces, point: Point | None = None) -> Moved:
+        """Every owned parameter to the maximum of Q given the rest.
 
         Args:
             stats: expected features and counts of each book's cells.
@@ -61,19 +74,20 @@ class Maximiser:
             theta = self.regressions.maximise(theta, pieces, self.guard)
         for _ in range(ROUNDS):
             before = theta
-            theta = self._solve(theta, stats, point)
+            moved = self._solve(theta, stats, point)
             if not self.ownership.numeric:
-                return theta
+                return moved
             free = self.ownership.numeric
             priors = {n: p for n, p in self.priors.items() if n in free}
             q = partial(expected, self.books, self.coordinates, priors, stats)
-            theta = climb(q, self.coordinates, theta, free)
+            theta = climb(q, self.coordinates, moved.theta, free)
             if not self.ownership.blocks or _close(theta, before):
                 break
-        return theta
+        return Moved(theta)
 
-    def _solve(self, old: Tensor, stats: tuple[Tensor, ...], point: Point | None) -> Tensor:
+    def _solve(self, old: Tensor, stats: tuple[Tensor, ...], point: Point | None) -> Moved:
         theta, found = old if self._are_stretches else old.clone(), dict[int, Tensor]()
+        reached: dict[int, dict[str, Tensor]] = {}
         for i, blocks in self._blocks.items():
             book = self.books[i]
             known = None if point is None or point.theta is not old or i in self._late else point.values[id(book)]
@@ -81,13 +95,14 @@ class Maximiser:
             self._solvers[i](book, blocks, stats[i], values, self.guard)
             for block in blocks:
                 if self._are_stretches:
+                    reached[id(book)] = values
                     found[book.spans[block.argument] or 0] = values[block.argument]
                 else:
                     self._write(book, block, values[block.argument], theta)
         theta = _joined(found, old) if found else theta
         if math.isfinite(theta.sum()):
-            return theta
-        return torch.where(torch.isfinite(theta), theta, old)  # what no datum speaks of stays as it was
+            return Moved(theta, reached)
+        return Moved(torch.where(torch.isfinite(theta), theta, old))  # what no datum speaks of stays as it was
 
     def is_held(self, theta: Tensor, slack: float = 1 + 1e-6) -> bool:
         """Whether a spread is at most ``slack`` times the floor that the guard holds it at."""

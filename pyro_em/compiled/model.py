@@ -18,7 +18,7 @@ from pyro_em.compiled.general import General, connected
 from pyro_em.compiled.mixture import Mixture
 from pyro_em.compiled.origin import with_origin
 from pyro_em.compiled.pieces import InMemory, Pieces
-from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.compiled.point import AnyFactor, Point, Tally, Values
 from pyro_em.compiled.sparse import sparse_factor
 from pyro_em.graph.factor import row_weights
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
@@ -90,9 +90,9 @@ class TensorModel:
         single = any(f.dtype == torch.float32 for f in flats)
         return torch.float32 if single else torch.float64
 
-    def expect(self, theta: Tensor) -> Expectation:
-        """The E-step at theta."""
-        point = Point.at(theta, self.books, self.coordinates)
+    def expect(self, theta: Tensor, known: Values | None = None) -> Expectation:
+        """The E-step at theta; ``known`` are values there of some of the books."""
+        point = Point.at(theta, self.books, self.coordinates, known)
         tally = Tally.of(point)
         evidence, squares = self.base, 0.0
         for mixture in self.mixtures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,9 +15,10 @@ from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.sparse import SparseFactor
 from pyro_em.probing import Coordinates
 
-__all__ = ["AnyFactor", "Point", "Tally"]
+__all__ = ["AnyFactor", "Point", "Tally", "Values"]
 
 AnyFactor = TensorFactor | ElementFactor | SparseFactor
+Values = Mapping[int, dict[str, Tensor]]  # by ``id`` of the book, each argument's distinct values
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ class Point:
     """
 
     theta: Tensor
-    values: dict[int, dict[str, Tensor]]
+    values: Values
     coefficients: dict[int, Tensor]
     args: dict[int, dict[str, Tensor]]
 
     @classmethod
-    def at(cls, theta: Tensor, books: Sequence[Book], coordinates: Coordinates) -> Point:
-        """The point at theta."""
-        values = {id(book): book.values(coordinates, theta) for book in books}
+    def at(cls, theta: Tensor, books: Sequence[Book], coordinates: Coordinates, known: Values | None = None) -> Point:
+        """The point at theta; ``known`` are values there of some of the books."""
+        known = known or {}
+        values = {id(book): known.get(id(book)) or book.values(coordinates, theta) for book in books}
         args = {id(book): book.spread(values[id(book)]) for book in books}
         coefficients = {id(book): book.family.coefficients(**args[id(book)]).contiguous() for book in books}
         return cls(theta, values, coefficients, args)

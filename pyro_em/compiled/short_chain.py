@@ -44,15 +44,15 @@ class _Picked:
         values = ones if constant.values is None else constant.values
         return cls(id(constant.factor.book), arranged(constant.entries), arranged(values), arranged(base)[0])
 
-    def table(self, point: Point) -> np.ndarray:
+    def table(self, coefficients: Mapping[int, np.ndarray]) -> np.ndarray:
         """Log-potentials, -inf where they cannot be."""
         out = np.empty(self.base.size)
-        fill_table(flat(point.coefficients[self.book]), self.index, self.values, self.base, out)
+        fill_table(coefficients[self.book], self.index, self.values, self.base, out)
         return out
 
-    def count(self, counts: np.ndarray, tally: Tally) -> None:
+    def count(self, counts: np.ndarray, stats: Mapping[int, np.ndarray]) -> None:
         """Add expected statistics under counts (n,)."""
-        add_counts(counts, self.index, self.values, flat(tally.stats[self.book]))
+        add_counts(counts, self.index, self.values, stats[self.book])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,34 +80,32 @@ class ShortChain:
 
     def expect(self, point: Point, tally: Tally) -> tuple[float, float]:
         """Add expected statistics to the tally; the log evidence without base measures, and its rows' squares."""
-        states = self.shape[2]
-        transition = self.transition.table(point).reshape(1, 1, states, states)
-        given = (self._emission(point), transition, self.which, self.lengths)
+        states, coefficients = self.shape[2], _flat(point.coefficients)
+        transition = self.transition.table(coefficients).reshape(1, 1, states, states)
+        given = (self._emission(coefficients), transition, self.which, self.lengths)
         found = filter_rows(*given)
         value = float(found.evidence @ self.weights)
         if value == -np.inf:
             return value, 0.0
         marginal, pairs = smooth_rows(found, *given, self.weights)
+        stats = _flat(tally.stats)
         for table in self.initial:
-            table.count(marginal[:, 0].sum(0), tally)
-        self.transition.count(pairs.reshape(-1), tally)
-        add_sums(self.features, marginal.reshape(-1, states), self.index, flat(tally.stats[self.book]))
+            table.count(marginal[0, 0] if len(marginal) == 1 else marginal[:, 0].sum(0), stats)
+        self.transition.count(pairs.reshape(-1), stats)
+        add_sums(self.features, marginal.reshape(-1, states), self.index, stats[self.book])
         return value, float(found.evidence @ found.evidence)
 
-    def _emission(self, point: Point) -> np.ndarray:
+    def _emission(self, coefficients: Mapping[int, np.ndarray]) -> np.ndarray:
         emission = np.empty(self.shape)
-        fill_emission(
-            flat(point.coefficients[self.book]), self.index, self.features, emission.reshape(-1, self.shape[2])
-        )
+        fill_emission(coefficients[self.book], self.index, self.features, emission.reshape(-1, self.shape[2]))
         for table in self.initial:
-            emission[:, 0] += table.table(point)
+            emission[:, 0] += table.table(coefficients)
         return emission
 
 
-def flat(tensor: Tensor) -> np.ndarray:
-    """The numbers of a contiguous tensor, in place."""
-    numbers: np.ndarray = tensor.view(-1).numpy()
-    return numbers
+def _flat(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+    """The numbers of contiguous tensors, in place."""
+    return {key: tensor.view(-1).numpy() for key, tensor in tensors.items()}
 
 
 def short_chain(

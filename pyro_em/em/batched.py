@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_em.compiled import Expectation, TensorModel
 from pyro_em.compiled.model import assemble
 from pyro_em.compiled.pieces import Held, Piece, Pieces
+from pyro_em.compiled.point import Values
 from pyro_em.data import Batch, Batches
 from pyro_em.em.checks import Prepared
 from pyro_em.errors import ModelError
@@ -126,11 +127,11 @@ class BatchedModel:
         """Whether probing the first batch explains all batches."""
         return all(self._explains(batch) for batch, _ in self.stream)
 
-    def expect(self, theta: Tensor) -> Expectation:
-        """The E-step at theta, summed over batches."""
+    def expect(self, theta: Tensor, known: Values | None = None) -> Expectation:
+        """The E-step at theta, summed over batches; ``known`` are values there of some of the books."""
         total: Expectation | None = None
         for batch, weights in self.stream:
-            found = self._model(batch, weights).expect(theta)
+            found = self._model(batch, weights).expect(theta, known)
             total = found if total is None else total + found
         assert total is not None
         return replace(total, pieces=_Pieces(self, theta))

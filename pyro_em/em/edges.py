@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
-__all__ = ["is_near_edge"]
+__all__ = ["coordinates_of", "is_near_edge"]
 
 NEAR = 0.01  # as a share of the interval
 
@@ -24,3 +24,9 @@ def is_near_edge(value: Tensor, constraint: Any) -> bool:
         return False
     share = (value.detach() - low) / (high - low)
     return bool(((share < NEAR) | (share > 1 - NEAR)).any())
+
+
+def coordinates_of(value: Tensor, constraint: Any) -> Tensor:
+    """Finite coordinates of a value, also of one on the edge of its constraint."""
+    edge = 700.0
+    return transform_to(constraint).inv(value).nan_to_num(nan=0.0, posinf=edge, neginf=-edge)

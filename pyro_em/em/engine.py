@@ -34,6 +34,7 @@ class Engine(Protocol):
 
     counts_priors: bool
     breaks: bool  # whether the last M-step dropped a component, so that the objective may have fallen
+    runs_program: bool  # whether each step does
 
     @property
     def dtype(self) -> torch.dtype:

@@ -44,7 +44,7 @@ class MixedEngine(TracedEngine):
             theta = self.plan.probed.coordinates.flat(self.space.values())
             tally = self._tally(expectation, theta)
             found = self.plan.model.expectation(tally, 0.0, 0.0)
-            moved = self.maximiser.maximise(theta, found.stats, found.pieces)
+            moved = self.maximiser.maximise(theta, found.stats, found.pieces).theta
             before = float(self.q(expectation)) if self.plan.has_unknown_path else -torch.inf
             self._hand_over(theta, moved)
             if self.plan.has_unknown_path and float(self.q(expectation)) < before:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -166,7 +167,8 @@ class EM:
         With acceleration, one cycle of three; ``step`` counts E-steps.
         """
         before = state.engine.point()
-        with pyro.validation_enabled(False):  # the first run was validated
+        # the first run of the program was validated
+        with pyro.validation_enabled(False) if state.engine.runs_program else nullcontext():
             leaps = self.accelerate is not None and not state.stochastic
             new = self._accelerated(state) if leaps else self._plain(state)
             new = replace(new, gains=()) if state.engine.breaks else self._judge(state, new, before)

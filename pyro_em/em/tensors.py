@@ -15,14 +15,14 @@ from torch.distributions import transform_to
 from pyro_em.compiled import Expectation, TensorModel
 from pyro_em.compiled.drop import without_component
 from pyro_em.compiled.evaluate import ALL
-from pyro_em.compiled.maximise import Maximiser
+from pyro_em.compiled.maximise import Maximiser, Moved
 from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.point import Point, Tally
 from pyro_em.compiled.priors import log_prior
 from pyro_em.compiled.sparse import SparseFactor
 from pyro_em.em.agreement import Agreement
 from pyro_em.em.batched import BatchedModel
-from pyro_em.em.edges import is_near_edge
+from pyro_em.em.edges import coordinates_of, is_near_edge
 from pyro_em.em.placing import by_rows, drawn, members
 from pyro_em.em.stopping import resolution
 from pyro_em.errors import DegenerateError, ModelError
@@ -58,6 +58,7 @@ class TensorEngine:
     is_stuck = False
     undefined: tuple[str, ...] = ()
     breaks = False
+    runs_program = False
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class TensorEngine:
         self.counts_priors, self.drops = bool(maximiser.priors), drops
         values = space.values()
         self.theta = model.coordinates.flat(values)
+        self._known = Moved(self.theta)
         self._compared: tuple[Tensor, bool] | None = None
 
     def anew(self) -> TensorEngine:
@@ -116,7 +118,7 @@ class TensorEngine:
     def coordinates(self) -> Tensor:
         """The free parameters in unconstrained coordinates, one vector, float64."""
         values = self.model.coordinates.split(self.theta)
-        parts = [_unconstrained(values[n], self.model.coordinates.constraints[n]).reshape(-1) for n in self._free]
+        parts = [coordinates_of(values[n], self.model.coordinates.constraints[n]).reshape(-1) for n in self._free]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def move_to(self, vector: Tensor) -> None:
@@ -136,7 +138,7 @@ class TensorEngine:
     def expect(self) -> TensorExpectation:
         """The E-step at the parameters in place."""
         with self._without_gradients():
-            found = self.model.expect(self.theta)
+            found = self.model.expect(self.theta, self._known.values if self._known.theta is self.theta else None)
             prior = float(self._log_prior(self.theta)) if self.counts_priors else 0.0
         return TensorExpectation(found.log_evidence + prior, found.log_evidence, found.spread, found)
 
@@ -147,14 +149,15 @@ class TensorEngine:
         with self._without_gradients():
             while True:
                 try:
-                    theta = self.maximiser.maximise(self.theta, stats, found.pieces, found.point)
+                    moved = self.maximiser.maximise(self.theta, stats, found.pieces, found.point)
                     break
                 except DegenerateError as error:
                     if not self.drops:
                         raise
                     stats = without_component(self._in_memory, stats, error, self._free)
                     self.breaks = True
-        self.theta = theta.clone()
+        self.theta = moved.theta.clone()
+        self._known = replace(moved, theta=self.theta)
         return True
 
     def _without_gradients(self) -> AbstractContextManager[None]:
@@ -225,7 +228,7 @@ class TensorEngine:
         found = self.model.expectation(tally, 0.0, 0.0)
         careful = replace(self.maximiser, guard=replace(self.maximiser.guard, floor=True))
         with torch.no_grad():
-            moved = self.model.coordinates.split(careful.maximise(self.theta, found.stats, found.pieces))
+            moved = self.model.coordinates.split(careful.maximise(self.theta, found.stats, found.pieces).theta)
             theta = self.model.coordinates.flat({n: self.space.exact(n, v) for n, v in moved.items()})
             self.theta = torch.where(torch.isfinite(theta), theta, self.theta)  # labels may all be impossible
 
@@ -291,9 +294,3 @@ class TensorEngine:
 
 class _Enough(Exception):
     """The question is answered before the optimiser is done."""
-
-
-def _unconstrained(value: Tensor, constraint: object) -> Tensor:
-    """Finite coordinates of a value, also of one on the edge of its constraint."""
-    edge = 700.0
-    return transform_to(constraint).inv(value).nan_to_num(nan=0.0, posinf=edge, neginf=-edge)

@@ -68,6 +68,7 @@ class TracedEngine:
         self._first = graph
 
     breaks = False
+    runs_program = True
 
     @property
     def dtype(self) -> torch.dtype:
