@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,13 @@ def test_there_are_guides() -> None:
 @pytest.mark.parametrize("name", pyro_em.__all__)
 def test_a_public_name_is_documented(name: str) -> None:
     assert re.search(rf"^\.\. auto(class|exception|function):: {name}(\(\))?$", API, re.M)
+
+
+def test_the_ratios_in_the_readme_are_those_on_file() -> None:
+    script = runpy.run_path(str(TUTORIALS.parent / "tests" / "bench" / "ratios.py"))
+    readme = (TUTORIALS.parent / "README.md").read_text("utf-8")
+    rows = script["recorded"]()
+    assert len(rows) > 30
+    assert script["written"](readme, rows) == readme
+    rows[-1]["ratio"] += 0.1
+    assert script["written"](readme, rows) != readme

@@ -213,7 +213,7 @@ def by_jax(x: Array, start: Params) -> Side:
 def against_jax(work: Work) -> Contest:
     x, start = simulate(work.N, work.D, work.K, work.dtype)
     ours = partial(by_fit, diagonal(start), torch.from_numpy(x))
-    return Contest(work.name, "jax, record", ours, by_jax(x, start), start, work.target, steps=work.steps, exact=False)
+    return Contest(work.name, "JAX", ours, by_jax(x, start), start, work.target, steps=work.steps, exact=False)
 
 
 def contests(shrink: int) -> Iterator[tuple[str, Callable[[], Contest]]]:
