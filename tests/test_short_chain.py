@@ -59,3 +59,15 @@ def test_arrays_say_what_tensors_say(name, weights, monkeypatch):
     other = fit(model, *data, strategy=strategy, weights=weights, progress=False)
     torch.testing.assert_close(found.params, other.params, rtol=1e-11, atol=1e-13)
     assert found.history.objective.tolist() == pytest.approx(other.history.objective.tolist(), rel=1e-12)
+
+
+def test_nan_is_not_impossible():
+    """Of tables: a parameter that is not a number must not pass for a probability of zero."""
+    coefficients, out = torch.tensor([float("nan"), -1e30, 2.0], dtype=torch.float64).numpy(), torch.zeros(3).double()
+    index = torch.arange(3).reshape(1, 3).numpy()
+    ones, base = torch.ones(1, 3).double().numpy(), torch.zeros(3).double().numpy()
+    short.fill_table(coefficients, index, ones, base, out.numpy())
+    assert out[0].isnan() and out[1:].tolist() == [-torch.inf, 2.0]
+    rows = torch.zeros(2, 3).double()
+    short.fill_emission(coefficients, index, torch.ones(1, 2).double().numpy(), rows.numpy())
+    assert rows[:, 0].isnan().all() and rows[:, 1:].tolist() == [[-torch.inf, 2.0]] * 2

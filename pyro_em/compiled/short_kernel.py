@@ -20,7 +20,7 @@ def fill_table(coefficients: Array, index: Array, values: Array, base: Array, ou
         total = base[k]
         for j in range(index.shape[0]):
             total += coefficients[index[j, k]] * values[j, k]
-        out[k] = total if total > NEVER else -np.inf
+        out[k] = -np.inf if total < NEVER else total  # NaN stays
 
 
 @njit(cache=True, nogil=True)
@@ -47,7 +47,7 @@ def fill_emission(coefficients: Array, index: Array, features: Array, out: Array
                 for r in range(count):
                     row[r] += a * x[r]
             for r in range(count):
-                out[start + r, k] = row[r] if least > NEVER or row[r] > NEVER else -np.inf
+                out[start + r, k] = -np.inf if least < NEVER and row[r] < NEVER else row[r]
 
 
 # The order of sums over data is left to the compiler, which makes several at a time.
