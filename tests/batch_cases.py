@@ -1,16 +1,14 @@
 """Models and data for fits in batches, and what it means that two fits agree."""
 
-from functools import partial
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.constraints import lower_cholesky, positive, simplex, unit_interval
+from pyro.distributions.constraints import lower_cholesky, simplex, unit_interval
+from shared.rows import chains, f64, mixture
 
 from pyro_em import EM, fit
 
-f64 = partial(torch.tensor, dtype=torch.float64)
 N = 60
 
 
@@ -20,15 +18,6 @@ def data(num=N, dims=None):
     x[: num // 3] -= 2.5
     x[num // 3 :] += 1.5
     return x[torch.randperm(num, generator=generator)]
-
-
-def mixture(x):
-    weights = pyro.param("weights", f64([0.4, 0.6]), constraint=simplex)
-    locs = pyro.param("locs", f64([-1.0, 1.5]))
-    scales = pyro.param("scales", f64([1.0, 1.2]), constraint=positive)
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", dist.Normal(locs[z], scales[z]), obs=x)
 
 
 def fulls(x):
@@ -46,17 +35,6 @@ def classes(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
         pyro.sample("x", dist.Bernoulli(probs[z]).to_event(1), obs=(x > 0).to(x.dtype))
-
-
-def chains(x):
-    init = pyro.param("init", f64([0.4, 0.6]), constraint=simplex)
-    trans = pyro.param("trans", f64([[0.7, 0.3], [0.4, 0.6]]), constraint=simplex)
-    locs = pyro.param("locs", f64([-1.0, 1.0]))
-    with pyro.plate("sequences", len(x)):
-        z = None
-        for t in pyro.markov(range(x.shape[1])):
-            z = pyro.sample(f"z_{t}", dist.Categorical(init if z is None else trans[z]))
-            pyro.sample(f"x_{t}", dist.Normal(locs[z], 1.0), obs=x[:, t])
 
 
 CASES = {

@@ -27,7 +27,7 @@ def forward(tables: ChainTables) -> Filtered:
     if tables.emission.device.type != "cpu":
         return scan.forward(tables)
     found = filter_rows(*tables.arrays)
-    done = (found.evidence, found.alpha, found.ratio, found.steps, found.log_rows, found.log_alpha)
+    done = (found.evidence, found.alpha, found.ratio, found.steps, found.redo.nonzero()[0], found.log_alpha)
     return Filtered(tables, *map(torch.from_numpy, done))
 
 
@@ -54,8 +54,8 @@ def backward(filtered: Filtered, weights: Tensor | None = None) -> Smoothed:
         return scan.backward(filtered, weights)
     redo = torch.zeros_like(filtered.log_evidence, dtype=torch.bool)
     redo[filtered.log_rows] = True
-    fields = (filtered.log_evidence, filtered.alpha, filtered.ratio, filtered.steps, filtered.log_rows)
-    found = FilteredRows(*(x.numpy() for x in (*fields, filtered.log_alpha, redo)))
+    fields = (filtered.log_evidence, filtered.alpha, filtered.ratio, filtered.steps, redo, filtered.log_alpha)
+    found = FilteredRows(*(x.numpy() for x in fields))
     return Smoothed(*map(torch.from_numpy, smooth_rows(found, *tables.arrays, as_array(weights))))
 
 

@@ -24,16 +24,15 @@ class FilteredRows:
     """What the way forward leaves: see :class:`~pyro_em.chains.Filtered`, whose attributes these are as arrays.
 
     Attributes:
-        redo: whether a row is among ``log_rows``, shape (R,).
+        redo: whether a row is among those of ``log_rows``, shape (R,).
     """
 
     evidence: Array
     alpha: Array
     ratio: Array
     steps: Array
-    log_rows: Array
-    log_alpha: Array
     redo: Array
+    log_alpha: Array
 
 
 def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array) -> FilteredRows:
@@ -61,14 +60,14 @@ def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array
     if log_rows.size:
         log_kernel.log_forward_rows(log_rows, share, emission, transition, which, lengths, log_alpha, evidence)
         alpha[log_rows] = np.exp(log_alpha)
-    return FilteredRows(evidence, alpha, ratio, steps, log_rows, log_alpha, redo)
+    return FilteredRows(evidence, alpha, ratio, steps, redo, log_alpha)
 
 
 def smooth_rows(
     found: FilteredRows, emission: Array, transition: Array, which: Array, lengths: Array, weights: Array
 ) -> tuple[Array, Array]:
     """The way back: the marginal (R, T, S) and pairwise (G, M, S, S) of :class:`~pyro_em.chains.Smoothed`."""
-    share, steps, log_rows = emission.shape[0] // transition.shape[0], found.steps, found.log_rows
+    share, steps, log_rows = emission.shape[0] // transition.shape[0], found.steps, found.redo.nonzero()[0]
     turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(emission)
     fixed = (share, turned, which, lengths, found.alpha, found.ratio, found.evidence, found.redo, weights, marginal)
     parts: dict[int, Array] = {}

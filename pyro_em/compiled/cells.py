@@ -36,7 +36,6 @@ class Book:
         origins: by site, the same for its data, shape (*events, *event).
         names: the parameters among ``rows``.
         references: variances by argument, once they were asked for.
-        limits: by argument and arithmetic, spreads that are nothing beside the data's, once they were asked for.
     """
 
     family: Family
@@ -47,7 +46,6 @@ class Book:
     maps: dict[str, Tensor]
     names: frozenset[str]
     references: dict[str, Tensor] = field(default_factory=dict)
-    limits: dict[tuple[str, torch.dtype], Tensor] = field(default_factory=dict)
     origin: Tensor | None = None
     variance: Tensor | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)

@@ -48,11 +48,7 @@ def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) ->
     if argument not in book.spreads:
         return None
     data = reference(book, argument)
-    if data is None or values.dim() > 1:
-        return None if data is None else is_narrow(values, data, dtype)
-    if (argument, dtype) not in book.limits:
-        book.limits[argument, dtype] = (COLLAPSED[dtype] * data).sqrt()
-    return values <= book.limits[argument, dtype]  # NaN is a value that no datum spoke of
+    return None if data is None else is_narrow(values, data, dtype)
 
 
 def is_narrow(values: Tensor, data: Tensor, dtype: torch.dtype) -> Tensor:
