@@ -13,8 +13,8 @@ from pyro.distributions.constraints import positive, simplex
 from torch.utils.data import DataLoader, TensorDataset
 
 from models import latent_class_regression
-from pyro_em import DegenerateError, GradientMStep
-from pyro_em.em import batched
+from pyro_em import DegenerateError
+from pyro_em.em import shares
 from pyro_em.families import FAMILIES, Cells
 from pyro_em.families.pieces import solve_in_pieces
 
@@ -127,7 +127,7 @@ CASES = {
 def memory(request, monkeypatch):
     """Whether batches, read once per M-step, stay in memory, as few do."""
     if request.param == "read anew":
-        monkeypatch.setattr(batched, "MAX_HELD", 0)
+        monkeypatch.setattr(shares, "MAX_HELD", 0)
 
 
 @pytest.mark.parametrize("size", [15, N - 1, N])
@@ -228,27 +228,6 @@ def test_a_scale_that_collapses_in_batches():
         run(model, x, y, batch_size=6)
     options = {"on_degenerate": "floor", "max_steps": 20, "tol": 0}
     agree(run(model, x, y, batch_size=6, **options), run(model, x, y, **options))
-
-
-# Networks -------------------------------------------------------------------------------------------------
-
-
-def experts(x, y):
-    """Who answers is decided by a network, which only gradients can move."""
-    slopes, levels = coefficients()
-    weights, out = pyro.param("hidden", f64([0.7, -0.4, 0.2])), pyro.param("out", f64([0.5, -0.3, 0.9]))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(logits=torch.tanh(x.unsqueeze(-1) * weights) @ out)).long()
-        pyro.sample("y", dist.Normal(levels[z] + slopes[z] * x, 0.7), obs=y)
-
-
-@pytest.mark.parametrize("size", [15, N])
-def test_a_network_in_batches_climbs_by_the_same_gradients(size):
-    """By Adam, whose path rounding does not bend: the line search of L-BFGS does, by choices that a last digit tips."""
-    adam = GradientMStep(partial(torch.optim.Adam, lr=0.02), num_steps=2)
-    found, whole = (run(experts, *waits(), m_step=adam, **b, **STEPS) for b in ({"batch_size": size}, {}))
-    agree(found, whole)
-    assert found.history.objective.tolist() == pytest.approx(whole.history.objective.tolist(), abs=1e-8)
 
 
 # Families -------------------------------------------------------------------------------------------------

@@ -26,7 +26,10 @@ LAYERS = (
     ("probing",),
     ("graph", "families"),
     ("chains",),
-    ("params", "zeros", "problem", "strategy", "status", "optim", "data", "modules", "rng", "garbage", "errors"),
+    (
+        *("params", "zeros", "problem", "strategy", "status", "errors"),
+        *("optim", "summed", "data", "modules", "rng", "garbage"),
+    ),
 )
 # In these rows siblings may import each other, as long as no cycle comes of it.
 OPEN_ROWS = {1, 3, 8}

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from pyro_em.compiled.elements import ElementFactor, ElementRoute
 from pyro_em.compiled.numeric import climb
-from pyro_em.compiled.pieces import Pieces
+from pyro_em.compiled.pieces import Piece, Pieces
 from pyro_em.compiled.pooled import Pooled
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.compiled.solve import Guard
 from pyro_em.probing import Coordinates
 from pyro_em.probing.affine import PREDICTORS
+from pyro_em.summed import summed
 
 __all__ = ["Regressions"]
 
@@ -75,17 +76,8 @@ class Regressions:
         return theta
 
     def expected(self, theta: Tensor, pieces: Pieces) -> Tensor:
-        """The part of Q that these sites make, in nats; its first derivatives in theta are those of Q."""
-        at, total, slope = theta.detach().requires_grad_(theta.requires_grad), theta.new_zeros(()), None
-        for piece in pieces:
-            with torch.set_grad_enabled(at.requires_grad):
-                parts = [_expected(f, f.args(at, slice(None)), piece.stats[f.name]).sum() for f in piece.factors]
-                value = torch.stack(parts).sum()
-            total = total + value.detach()
-            if value.requires_grad:  # one piece after the other, so that the graph of one is in memory
-                (found,) = torch.autograd.grad(value, at)
-                slope = found if slope is None else slope + found
-        return total if slope is None else total + ((theta - at.detach()) * slope).sum()
+        """The part of Q that these sites make, in nats; differentiable in theta."""
+        return summed((_of_piece(piece, theta) for piece in pieces), [theta])
 
     def _q(self, theta: Tensor, pieces: Pieces) -> Tensor:
         priors = {n: p for n, p in self.priors.items() if n in self.numeric}
@@ -158,6 +150,11 @@ def _add_derivatives(
     is_block = second.dim() == first.dim() + 1
     curved = second @ full if is_block else second.unsqueeze(-1) * full
     curvature[used.unsqueeze(1), used.unsqueeze(0)] -= full.flatten(0, -2).T @ curved.flatten(0, -2)
+
+
+def _of_piece(piece: Piece, theta: Tensor) -> Tensor:
+    parts = [_expected(f, f.args(theta, slice(None)), piece.stats[f.name]).sum() for f in piece.factors]
+    return torch.stack(parts).sum()
 
 
 def _expected(factor: ElementFactor, args: dict[str, Tensor], stats: Tensor) -> Tensor:

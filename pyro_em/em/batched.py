@@ -7,12 +7,11 @@ several times in an M-step, once for every sum that Newton's method needs, with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -20,74 +19,19 @@ from pyro_em.compiled import Expectation, TensorModel
 from pyro_em.compiled.model import assemble
 from pyro_em.compiled.pieces import Held, Piece, Pieces
 from pyro_em.compiled.point import Values
-from pyro_em.data import Batch, Batches
-from pyro_em.em.checks import Prepared
+from pyro_em.em.shares import Share, Stream, may_be_held
 from pyro_em.errors import ModelError
-from pyro_em.graph import Intervention, Program
-from pyro_em.graph.build import datum_weights, plates_of, site_scale, structure
+from pyro_em.graph import Intervention
+from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
 from pyro_em.params import ParamSpace
-from pyro_em.probing import Affine, Coordinates, Probed, SiteParts, probe
+from pyro_em.probing import Affine, Coordinates, Probed, ProbedSite, SiteParts, probe
 from pyro_em.probing.reread import are_explained, are_of_a_kind, reread
 from pyro_em.probing.runs import Run, run
 from pyro_em.probing.sites import as_independent
 from pyro_em.probing.trim import trimmed
 
-__all__ = ["BatchedModel", "Stream", "open_stream"]
-
-MAX_HELD = 2**21  # numbers, 16 MB
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The data of a fit, batch by batch.
-
-    Attributes:
-        batches: the caller's data.
-        plates: names of the plates that grow with a batch.
-        weights: how often each datum counts, by plate, of all data.
-    """
-
-    batches: Batches
-    plates: frozenset[str]
-    weights: Mapping[str, Tensor]
-
-    def __iter__(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        """Every batch once, in order, with the weights of its data."""
-        at = 0
-        for batch in self.batches.in_order():
-            rows = slice(at, at := at + batch.size)
-            yield batch, {n: w[rows] if n in self.plates else w for n, w in self.weights.items()}
-
-
-def open_stream(batches: Batches, prepared: Prepared, weights: Mapping[str, Tensor]) -> Stream:
-    """Find the plates that hold a batch.
-
-    Raises:
-        ModelError: a density outside of them, which every batch would count anew.
-    """
-    program, first = prepared.inference.program, next(batches.in_order())
-    small, large = (_plates(program, prepared, b) for b in (first, first.one_row_more()))
-    growing = frozenset(n for n in large["sizes"] if large["sizes"][n] != small["sizes"].get(n))
-    for name, inside in small["sites"].items():
-        if name not in program.priors and not growing & set(inside):
-            raise ModelError(
-                f"Site {name!r} lies outside the plates that hold a batch, so every batch would count it again. Put "
-                "it into the data's plate, or fit without batch_size and DataLoader."
-            )
-    return Stream(batches, growing, weights)
-
-
-def _plates(program: Program, prepared: Prepared, batch: Batch) -> dict[str, Any]:
-    intervention = Intervention(given=prepared.intervention.given)
-    with torch.no_grad(), pyro.validation_enabled(False):
-        trace = program.trace(batch.args, batch.kwargs, intervention)
-    sites = structure(trace, program.ignored).sites
-    plates = {n: list(plates_of(s, s["fn"].batch_shape).values()) for n, s in sites.items()}
-    return {
-        "sizes": {p.name: p.size for found in plates.values() for p in found},
-        "sites": {n: [p.name for p in found] for n, found in plates.items()},
-    }
+__all__ = ["BatchedModel", "Passes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +42,13 @@ class BatchedModel:
         first: the model of the first batch, whose books serve all.
         probed: what was found out on the first batch.
         stream: the data.
-        program, space: run on each batch.
-        at: the parameters at which they are.
+        space: the parameters.
+        at: their unconstrained values at which batches are read.
     """
 
     first: TensorModel
     probed: Probed
     stream: Stream
-    program: Program
     space: ParamSpace
     at: dict[str, Tensor]
 
@@ -125,36 +68,43 @@ class BatchedModel:
 
     def fits(self) -> bool:
         """Whether probing the first batch explains all batches."""
-        return all(self._explains(batch) for batch, _ in self.stream)
+        return all(self._explains(share) for share in self.stream)
 
     def expect(self, theta: Tensor, known: Values | None = None) -> Expectation:
         """The E-step at theta, summed over batches; ``known`` are values there of some of the books."""
         total: Expectation | None = None
-        for batch, weights in self.stream:
-            found = self._model(batch, weights).expect(theta, known)
+        for share in self.stream:
+            found = self.of(share).expect(theta, known)
             total = found if total is None else total + found
         assert total is not None
-        return replace(total, pieces=_Pieces(self, theta))
+        return replace(total, pieces=Passes(partial(self._pieces, theta)))
 
-    def pieces(self, theta: Tensor) -> Iterator[Piece]:
-        """Each batch's sites by element, with their posteriors at theta."""
-        for batch, weights in self.stream:
-            yield from self._model(batch, weights).expect(theta).pieces
-
-    def _model(self, batch: Batch, weights: Mapping[str, Tensor]) -> TensorModel:
-        read = self._read(batch)
+    def of(self, share: Share) -> TensorModel:
+        """The model of one batch."""
+        read = self._read(share)
         parts = self._parts(read)
         assert parts is not None
-        sites = [reread(s, parts[n], read, self.coordinates) for n, s in self.probed.sites.items()]
+        sites = [reread(s, parts[n], read, self.coordinates) for n, s in self._known.items()]
         nodes = read.found.sites
         scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in sites}
-        own = datum_weights({n: nodes[n] for s in sites for n in s.members})
-        whole = together(own, weights)
-        return assemble([trimmed(s) for s in sites], self.first.books, self.coordinates, scales, whole)
+        own = datum_weights({n: nodes[n] for s in self.probed.sites.values() for n in s.members})
+        weights = together(own, share.weights)
+        return assemble([trimmed(s) for s in sites], self.first.books, self.coordinates, scales, weights)
 
-    def _explains(self, batch: Batch) -> bool:
+    def _pieces(self, theta: Tensor) -> Iterator[Piece]:
+        """Each batch's sites by element, with their posteriors at theta."""
+        for share in self.stream:
+            yield from self.of(share).expect(theta).pieces
+
+    @cached_property
+    def _known(self) -> dict[str, ProbedSite]:
+        """The sites that are tensors."""
+        names = {f.name for f in self.first.factors}
+        return {n: s for n, s in self.probed.sites.items() if n in names}
+
+    def _explains(self, share: Share) -> bool:
         """Whether this batch's arguments are what the first's routes say."""
-        read, known = self._read(batch), self.probed.sites
+        read, known = self._read(share), self._known
         parts = self._parts(read)
         if parts is None:
             return False
@@ -163,29 +113,30 @@ class BatchedModel:
         if not self._has_designs:
             return True
         try:
-            own = probe(self.program, self.space, batch.args, batch.kwargs, Intervention()).sites
+            own = probe(share.inference.program, self.space, share.args, share.kwargs, Intervention()).sites
         except ModelError:
             return False
         return all(n in own and are_of_a_kind(own[n], s, self.coordinates) for n, s in known.items())
 
     @cached_property
     def _has_designs(self) -> bool:
-        return any(isinstance(r, Affine) for s in self.probed.sites.values() for r in s.routes.values())
+        return any(isinstance(r, Affine) for s in self._known.values() for r in s.routes.values())
 
-    def _read(self, batch: Batch) -> Run:
+    def _read(self, share: Share) -> Run:
         """A run at the parameters that the model was compiled at: a predictor stays within range there."""
         here = self.space.snapshot()
         self.space.restore(self.at)
-        look, data = Intervention(), (batch.args, batch.kwargs)
+        program, data = share.inference.program, (share.args, share.kwargs)
+        look, piles = Intervention(), self.probed.piles
         try:
-            return run(self.program, self.space, self.coordinates, data, look, self._has_designs, self.probed.piles)
+            return run(program, self.space, self.coordinates, data, look, self._has_designs, piles)
         finally:
             self.space.restore(here)
 
     def _parts(self, read: Run) -> dict[str, SiteParts] | None:
-        """The sites of a run taken apart; ``None`` where they are others than the first batch's."""
+        """The known sites of a run taken apart; ``None`` where they are others than the first batch's."""
         found = {}
-        for name, known in self.probed.sites.items():
+        for name, known in self._known.items():
             parts = read.parts.get(name, "") if name in self.probed.piles else ""
             if not isinstance(parts, SiteParts) or not isinstance(known.parts, SiteParts):
                 return None
@@ -198,16 +149,18 @@ class BatchedModel:
 
 
 @dataclass(frozen=True)
-class _Pieces:
-    """Sites by element of all batches. Where these are large, one is in memory at a time, and every pass is an E-step
-    anew.
+class Passes:
+    """Sites by element of all batches. Where these are large, one is in memory at a time, and every pass makes them and
+    their posteriors anew.
+
+    Attributes:
+        again: makes one pass.
     """
 
-    model: BatchedModel
-    theta: Tensor
+    again: Callable[[], Iterator[Piece]]
 
     def __iter__(self) -> Iterator[Piece]:
-        return self.model.pieces(self.theta)
+        return self.again()
 
     def held(self) -> Pieces:
         """The same in memory, if there are few numbers in all."""
@@ -215,6 +168,6 @@ class _Pieces:
         for piece in self:
             found.append(piece)
             size += piece.size
-            if size > MAX_HELD:
+            if not may_be_held(size):
                 return self
         return Held(tuple(found))

@@ -22,6 +22,7 @@ from pyro_em.graph.guard import JointStates, JointStatesError, TableGuard
 from pyro_em.graph.plan import MAX_TABLE
 from pyro_em.graph.trace import Site, is_random
 from pyro_em.problem import Problem
+from pyro_em.rng import aside
 
 __all__ = ["Arguments", "Look", "Prepared", "is_small", "look_at", "prepare"]
 
@@ -92,12 +93,15 @@ def look_at(problem: Problem, data: Arguments) -> Look:
         ModelError: a latent that EM cannot treat, or a model with nothing to do.
         StartError: initial values on the boundary, or ``init`` that does not fit.
     """
-    intervention = Intervention(any_state=True)
+    intervention, state = Intervention(any_state=True), get_rng_state()
     seen, head = _first_look(problem, data, intervention)
     for name in seen.others:
         _check_global(name, seen)
         site = seen.site(name)
-        problem.space.add_latent(name, _initial_value(site), site["fn"].support)
+        with aside():  # however many data the run has drawn latents for, the same start
+            set_rng_state(state)
+            start = _initial_value(site)
+        problem.space.add_latent(name, start, site["fn"].support)
     problem.space.track()
     if not seen.enumerated and not problem.space.leaves():
         raise ModelError(

@@ -14,13 +14,13 @@ from pyro_em.compiled.plan import Plan, make_plan
 from pyro_em.compiled.report import Row, report, traced_report
 from pyro_em.compiled.solve import Guard
 from pyro_em.em.agreement import Agreement
-from pyro_em.em.batched import BatchedModel, Stream
+from pyro_em.em.batched import BatchedModel
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.mixed import MixedEngine
+from pyro_em.em.shares import Stream, whole
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
-from pyro_em.em.traced_batches import TracedBatches
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Variable
 from pyro_em.params import ParamSpace
@@ -169,11 +169,13 @@ def choose_engine(
     )
     drops = options.on_degenerate == "drop"
     if stream is not None:
-        model = BatchedModel(plan.model, plan.probed, stream, prepared.inference.program, space, space.snapshot())
-        if plan.is_complete and model.fits():
-            return TensorEngine(model, maximiser, space, options.fixed, drops, agreement), report(plan)
-        reason = "in batches, closed forms need arguments alike in all of them, or affine"
-        return _traced(prepared, space, options, stream, reason, None)
+        batches = BatchedModel(plan.model, plan.probed, stream, space, space.snapshot())
+        if not batches.fits():
+            reason = "in batches, closed forms need arguments alike in all of them, or affine"
+            return _traced(prepared, space, options, stream, reason, None)
+        if plan.is_complete:
+            return TensorEngine(batches, maximiser, space, options.fixed, drops, agreement), report(plan)
+        return MixedEngine(prepared, space, plan, maximiser, options.priors, batches), report(plan)
     if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model, prepared.graph):
         return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)
     if plan.is_complete:
@@ -216,5 +218,5 @@ def _traced(
     m_step = options.m_step or GradientMStep()
     rows = traced_report(space.distinct(), options.fixed, reason)
     if stream is not None:
-        return TracedBatches(prepared, space, m_step, options.fixed, options.priors, stream), rows
-    return TracedEngine(prepared, space, m_step, options.fixed, options.priors, graph), rows
+        return TracedEngine(prepared, space, m_step, options.fixed, options.priors, stream), rows
+    return TracedEngine(prepared, space, m_step, options.fixed, options.priors, whole(prepared), graph), rows

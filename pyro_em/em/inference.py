@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +11,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_em.garbage import no_collection
-from pyro_em.graph import FactorGraph, Intervention, Program
+from pyro_em.graph import Factor, FactorGraph, Intervention, Program
+from pyro_em.graph.build import Structure, graph_of, structure
 from pyro_em.params import ParamSpace
 from pyro_em.posterior import ExactPosterior
 from pyro_em.predict import emit
@@ -34,8 +35,21 @@ class ExactInference:
 
     def graph(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> FactorGraph:
         """The factor graph at the parameters in place."""
+        return graph_of(self.structure(args, kwargs, intervention), self.program.priors)
+
+    def structure(self, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> Structure:
+        """A run at the parameters in place, before any density is evaluated."""
         intervention.given = {**intervention.given, **self.space.latents()}
-        return self.program.graph(args, kwargs, intervention)
+        return structure(self.program.trace(args, kwargs, intervention), self.program.ignored)
+
+    def factors(
+        self, names: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention
+    ) -> tuple[Factor, ...]:
+        """The factors of some sites, from a run that ends at the last of them."""
+        if not names:
+            return ()
+        intervention.given = {**intervention.given, **self.space.latents()}
+        return self.program.factors(names, args, kwargs, intervention)
 
     def explain(self) -> list[dict[str, str]]:
         """Who owns which parameter."""

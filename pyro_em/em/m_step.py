@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,14 @@ DEFAULT = functools.partial(
     history_size=20,
     tolerance_grad=1e-8,
     tolerance_change=1e-10,
+    line_search_fn="strong_wolfe",
+)
+TRIAL = functools.partial(
+    LBFGS,
+    max_iter=100,
+    history_size=20,
+    tolerance_grad=1e-12,
+    tolerance_change=1e-15,
     line_search_fn="strong_wolfe",
 )
 
@@ -62,7 +70,17 @@ class Ascent:
 
     L-BFGS starts anew each time, since its curvature pairs belong to the previous Q; other optimisers carry their
     moments along. A rejected update halves the learning rate, so that a direction of ascent is found out in the end.
-    ``undefined`` names the parameters in which the last gradient of the objective was infinite or NaN.
+
+    At a kink in one parameter (the location of a Laplace, on a datum) no step of all of them may gain, though others
+    could go on: once that is seen, each update is followed by a climb of one parameter after the other.
+
+    Attributes:
+        spec: how Q is raised.
+        leaves: unconstrained, by name.
+        dtype: what limits the meaning of a change of Q.
+        rejections: how often in a row an update was undone.
+        undefined: parameters in which the last gradient of the objective was infinite or NaN.
+        in_turn: whether parameters are climbed one after the other, too.
     """
 
     spec: GradientMStep
@@ -70,6 +88,7 @@ class Ascent:
     dtype: torch.dtype
     rejections: int = 0
     undefined: tuple[str, ...] = ()
+    in_turn: bool = False
     _shrink: float = 1.0
     _optimizer: Optimizer | None = field(default=None, repr=False)
 
@@ -78,6 +97,8 @@ class Ascent:
         before = self._copies()
         optimizer = self._ready()
         after = _climb(q, optimizer, self.spec.num_steps)
+        if self.in_turn and after >= start:
+            after = self._in_turn(q, after)
         if start - rounding(start, self.dtype) <= after < math.inf and self._finite():
             self.rejections = 0
             return True
@@ -108,14 +129,35 @@ class Ascent:
             return value
 
         try:
-            _climb(guarded, Optimizer(functools.partial(LBFGS, max_iter=100), self.leaves), 1)
-        except _Enough:
-            return True
+            for i, leaves in enumerate(self._parts()):
+                try:
+                    _climb(guarded, Optimizer(TRIAL, leaves), 1)
+                except _Enough:
+                    self.in_turn = self.in_turn or i > 0
+                    return True
+                self._restore(before)
+            return False
         finally:
             self._restore(before)
             for leaf in self.leaves.values():
                 leaf.grad = None
-        return False
+
+    def _parts(self) -> Iterator[dict[str, Tensor]]:
+        """All leaves, then each on its own."""
+        yield self.leaves
+        if len(self.leaves) > 1:
+            yield from ({name: leaf} for name, leaf in self.leaves.items())
+
+    def _in_turn(self, q: Callable[[], Tensor], value: float) -> float:
+        """Climb one leaf after the other; ``q`` where they end."""
+        for name, leaf in self.leaves.items():
+            before = leaf.detach().clone()
+            reached = _climb(q, Optimizer(self.spec.optim, {name: leaf}), self.spec.num_steps)
+            if reached >= value and bool(torch.isfinite(leaf).all()):
+                value = reached
+            else:
+                leaf.data.copy_(before)
+        return value
 
     def _undefined(self, objective: Callable[[], Tensor]) -> tuple[str, ...]:
         with torch.enable_grad():

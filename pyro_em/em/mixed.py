@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property, reduce
+from operator import add
 
 import torch
 from torch import Tensor
 
+from pyro_em.compiled import Expectation
 from pyro_em.compiled.evaluate import ALL
 from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.plan import Plan
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.em.batched import BatchedModel, Passes
 from pyro_em.em.checks import Prepared
+from pyro_em.em.expectation import TracedExpectation, Weights
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.part import Part
+from pyro_em.em.shares import whole
 from pyro_em.em.stopping import rounding
-from pyro_em.em.traced import TracedEngine, TracedExpectation
+from pyro_em.em.traced import TracedEngine
 from pyro_em.graph import Variable
+from pyro_em.graph.frames import Frames
 from pyro_em.params import ParamSpace
 
 __all__ = ["MixedEngine"]
@@ -30,20 +37,34 @@ class MixedEngine(TracedEngine):
     Each turn raises the same Q over its own parameters, so the whole does (Meng & Rubin 1993).
     """
 
-    def __init__(self, prepared: Prepared, space: ParamSpace, plan: Plan, maximiser: Maximiser, priors: bool) -> None:
-        super().__init__(prepared, space, GradientMStep(), tuple(plan.fixed), priors, prepared.at_start)
-        self.plan, self.maximiser = plan, maximiser
+    def __init__(
+        self,
+        prepared: Prepared,
+        space: ParamSpace,
+        plan: Plan,
+        maximiser: Maximiser,
+        priors: bool,
+        batches: BatchedModel | None = None,
+    ) -> None:
+        shares = whole(prepared) if batches is None else batches.stream
+        at_start = prepared.at_start if batches is None else None
+        super().__init__(prepared, space, GradientMStep(), tuple(plan.fixed), priors, shares, at_start)
+        self.plan, self.maximiser, self.batches = plan, maximiser, batches
         free = space.free(tuple(plan.fixed))
         rest = {name: leaf for name, leaf in free.items() if name in plan.gradient}
         self.gradient = Ascent(GradientMStep(), rest, self.dtype)
-        self._part, self._is_trusted = Part.of(plan, prepared, space), False
+        self._part, self._is_trusted = Part.of(plan, space), False
 
     def maximise(self, expectation: TracedExpectation) -> bool:
-        """Raise Q in place: closed forms first."""
+        """Raise Q in place: closed forms first.
+
+        Raises:
+            DegenerateError: a component has collapsed.
+        """
+        self.refuse(expectation.narrow, self.gradient.leaves)
         with torch.no_grad():
             theta = self.plan.probed.coordinates.flat(self.space.values())
-            tally = self._tally(expectation, theta)
-            found = self.plan.model.expectation(tally, 0.0, 0.0)
+            found = self._statistics(expectation, theta)
             moved = self.maximiser.maximise(theta, found.stats, found.pieces).theta
             before = float(self.q(expectation)) if self.plan.has_unknown_path else -torch.inf
             self._hand_over(theta, moved)
@@ -53,11 +74,17 @@ class MixedEngine(TracedEngine):
             return True
         return self._climb(expectation, found.stats) or not torch.equal(theta, moved)
 
+    def can_gain(self, nats: float) -> bool:
+        """Whether L-BFGS on the objective itself would raise it by this much."""
+        found = super().can_gain(nats)
+        self.gradient.in_turn = self.ascent.in_turn
+        return found
+
     def _climb(self, expectation: TracedExpectation, stats: tuple[Tensor, ...]) -> bool:
         """Raise Q over the parameters of the gradient, by a part of it once that has gained what the whole does."""
         if self._part is None:
             return self._climb_whole(expectation)
-        q = self._part.q(dict(zip(expectation.names, expectation.cliques.weights, strict=True)), stats)
+        q = self._part.q(lambda: zip(self.shares, self.posteriors(expectation), strict=False), stats)
         if self._is_trusted:
             return self.gradient.maximise(q, _value(q))
         before = {name: leaf.detach().clone() for name, leaf in self.gradient.leaves.items()}
@@ -79,24 +106,33 @@ class MixedEngine(TracedEngine):
         old, new = self.plan.probed.coordinates.split(theta), self.plan.probed.coordinates.split(moved)
         self.space.assign_nearest({name: v for name, v in new.items() if not torch.equal(v, old[name])})
 
-    def _tally(self, expectation: TracedExpectation, theta: Tensor) -> Tally:
+    def _statistics(self, expectation: TracedExpectation, theta: Tensor) -> Expectation:
         """Expected statistics of the known sites under the posterior of all."""
-        model = self.plan.model
-        tally = Tally.of(Point.at(theta, model.books, model.coordinates))
-        weights = dict(zip(expectation.names, expectation.cliques.weights, strict=True))
-        for factor in model.factors:
-            tally.add(factor, self._posterior(factor, weights), ALL)
-        return tally
+        parts = self._parts(expectation, theta)
+        if self.batches is None:
+            return next(parts)
+        pieces = Passes(lambda: (piece for part in self._parts(expectation, theta) for piece in part.pieces))
+        return replace(reduce(add, parts), pieces=pieces)
 
-    def _posterior(self, factor: AnyFactor, weights: Mapping[str, Tensor]) -> Tensor:
+    def _parts(self, expectation: TracedExpectation, theta: Tensor) -> Iterator[Expectation]:
+        """The same, share by share."""
+        for share, weights in zip(self.shares, self.posteriors(expectation), strict=False):
+            model = self.plan.model if self.batches is None else self.batches.of(share)
+            tally = Tally.of(Point.at(theta, model.books, model.coordinates))
+            for factor in model.factors:
+                tally.add(factor, self._posterior(factor, weights), ALL)
+            yield model.expectation(tally, 0.0, 0.0)
+
+    def _posterior(self, factor: AnyFactor, weights: Weights) -> Tensor:
         """The posterior of a factor's states, shape (rows, K)."""
         plates = self._plates[factor.name]
         if factor.stack is None:
             return _by_rows(factor, weights[factor.name], plates)
         stack, found = factor.stack, []
+        places = _places(stack.frames)
         for name in stack.members:
             scope = self._scopes[name]
-            axes = stack.frames.seat(scope).axes
+            axes = stack.frames.seat([places[v] for v in scope]).axes
             order = sorted(range(len(scope)), key=axes.__getitem__)
             weight, start = weights[name], weights[name].dim() - len(scope)
             found.append(weight.permute([*range(start), *(start + i for i in order)]))
@@ -107,8 +143,9 @@ class MixedEngine(TracedEngine):
         return (whole.sum(gone) if gone else whole).reshape(factor.num_rows, factor.num_states)
 
     @cached_property
-    def _scopes(self) -> dict[str, tuple[Variable, ...]]:
-        return {f.name: f.scope for f in self.prepared.graph.factors}
+    def _scopes(self) -> dict[str, tuple[str, ...]]:
+        """By site, its variables, which are the same in all shares but for the sizes of their plates."""
+        return {f.name: tuple(v.name for v in f.scope) for f in self.prepared.graph.factors}
 
     @cached_property
     def _plates(self) -> dict[str, tuple[str, ...]]:
@@ -117,6 +154,11 @@ class MixedEngine(TracedEngine):
             for s in self.plan.probed.sites.values()
             if not isinstance(s.parts, str)
         }
+
+
+def _places(frames: Frames) -> dict[str, Variable]:
+    """The variables of a chain by name."""
+    return {v.name: v for v in (*frames.hubs, *(v for frame in frames.frames for v in frame))}
 
 
 def _value(q: Callable[[], Tensor]) -> float:

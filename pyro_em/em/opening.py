@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pyro_em.compiled.report import Row
 from pyro_em.data import Batches, open_batches, whole
-from pyro_em.em.batched import Stream, open_stream
 from pyro_em.em.checks import Arguments, Look, Prepared, is_small, look_at, prepare
 from pyro_em.em.engine import Engine, Options, choose_engine, program_itself
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.making import Making, make_again
+from pyro_em.em.shares import Stream, open_stream
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.plan import Plan
-from pyro_em.em.checks import Prepared
-from pyro_em.graph import FactorGraph, expected_log_joint
+from pyro_em.em.expectation import Weights
+from pyro_em.em.shares import Share
+from pyro_em.graph import expected_log_joint
 from pyro_em.params import ParamSpace
+from pyro_em.summed import summed
 
 __all__ = ["Part"]
 
@@ -26,18 +28,16 @@ class Part:
 
     Attributes:
         plan: who owns what.
-        prepared: the checked model.
-        space: its parameters.
+        space: the parameters.
         sites: those that only the program knows.
     """
 
     plan: Plan
-    prepared: Prepared
     space: ParamSpace
     sites: tuple[str, ...]
 
     @classmethod
-    def of(cls, plan: Plan, prepared: Prepared, space: ParamSpace) -> Part | None:
+    def of(cls, plan: Plan, space: ParamSpace) -> Part | None:
         """``None`` where the whole of Q is needed: densities of point estimates, or sites by element, move too."""
         moved = plan.gradient.keys()
         estimated = {n for name, params in plan.probed.priors.items() for n in (name, *params)}
@@ -47,31 +47,26 @@ class Part:
         known = {f.name for f in plan.model.factors}
         if plan.has_unknown_path or moved & estimated or any(s.name in known for s in by_program):
             return None
-        return cls(plan, prepared, space, tuple(n for s in by_program for n in s.members))
+        return cls(plan, space, tuple(n for s in by_program for n in s.members))
 
-    def q(self, weights: dict[str, Tensor], stats: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+    def q(self, data: Callable[[], Iterable[tuple[Share, Weights]]], stats: tuple[Tensor, ...]) -> Callable[[], Tensor]:
         """Q at the parameters in place, up to a constant, in nats; differentiable in their leaves.
 
         Args:
-            weights: posteriors of the sites' cliques.
+            data: makes one pass over all shares, with the posteriors of their sites' cliques.
             stats: expected statistics of the known sites.
         """
         coordinates, books = self.plan.probed.coordinates, self.plan.model.books
-        own = [weights[n] for n in self.sites]
 
         def here() -> Tensor:
             leaves = self.space.leaves()
             theta = [leaves[n].value().reshape(-1).to(torch.float64) for n in coordinates.shapes]
-            total = expected(books, coordinates, {}, stats, torch.cat(theta))
-            return total + expected_log_joint(self._graph(), own)
+            known = expected(books, coordinates, {}, stats, torch.cat(theta))
+            moved = [leaves[n].unconstrained for n in self.plan.gradient if n in leaves]
+            return known + summed((self._of_share(share, weights) for share, weights in data()), moved)
 
         return here
 
-    def _graph(self) -> FactorGraph:
-        if not self.sites:
-            return FactorGraph((), {}, {}, {}, {})
-        args, kwargs = self.prepared.data
-        intervention = self.prepared.intervention
-        intervention.given = {**intervention.given, **self.space.latents()}
-        factors = self.prepared.inference.program.factors(self.sites, args, kwargs, intervention)
-        return FactorGraph(factors, {}, {}, {}, {})
+    def _of_share(self, share: Share, weights: Weights) -> Tensor:
+        """What the sites that only the program knows make of some data."""
+        return expected_log_joint(share.part(self.sites), [weights[n] for n in self.sites])

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
 
 from pyro_em.em.checks import Prepared
 from pyro_em.em.edges import is_near_edge
+from pyro_em.em.expectation import TracedExpectation, Weights, expected, informed
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.placing import labelled
+from pyro_em.em.shares import Shares, may_be_held
 from pyro_em.em.stopping import resolution
+from pyro_em.em.watch import Narrow, Watch
 from pyro_em.errors import ModelError
 from pyro_em.graph import (
-    Cliques,
     FactorGraph,
     Variable,
     alike,
     clique_posteriors,
-    expected_log_joint,
-    informed_weights,
     log_evidence,
 )
 from pyro_em.params import ParamSpace
+from pyro_em.summed import summed
 
-__all__ = ["TracedEngine", "TracedExpectation"]
-
-
-@dataclass(frozen=True)
-class TracedExpectation:
-    """An E-step: the objective, and the posterior over the clique of each site in ``names``."""
-
-    objective: float
-    log_evidence: float | None
-    spread: float
-    cliques: Cliques
-    names: tuple[str, ...]
+__all__ = ["TracedEngine"]
 
 
 class TracedEngine:
-    """E-steps from one run of the model, M-steps from many, with gradients through whatever it computes.
+    """E-steps from one run of the model on all data, M-steps from many, with gradients through whatever it computes.
+
+    Gradients of the shares add up as log evidences do; of a stream, one share is in memory at a time.
 
     Args:
         prepared: the checked model.
@@ -49,6 +42,7 @@ class TracedEngine:
         m_step: how Q is raised.
         fixed: names of parameters that stay.
         counts_priors: whether densities of point estimates count.
+        shares: the data.
         graph: of all data at the parameters in place; ``None`` runs the model.
     """
 
@@ -59,12 +53,14 @@ class TracedEngine:
         m_step: GradientMStep,
         fixed: tuple[str, ...],
         counts_priors: bool,
+        shares: Shares,
         graph: FactorGraph | None = None,
     ) -> None:
-        self.prepared, self.space = prepared, space
+        self.prepared, self.space, self.shares = prepared, space, shares
         self.counts_priors = counts_priors and bool(prepared.inference.program.priors)
         leaves = space.free(fixed)
         self.ascent = Ascent(m_step, leaves, _coarsest(leaves))
+        self.watch = Watch(self.dtype)
         self._first = graph
 
     breaks = False
@@ -125,18 +121,78 @@ class TracedEngine:
 
     def expect(self) -> TracedExpectation:
         """The E-step at the parameters in place."""
-        with torch.no_grad():
-            graph = self._graph() if self._first is None else self._weighted(self._first)
-            self._first = None
-        cliques = clique_posteriors(graph)
-        cliques = replace(cliques, weights=informed_weights(graph, cliques.weights))
-        prior = float(graph.log_prior()) if self.counts_priors else 0.0
-        evidence = None if self.prepared.stochastic else cliques.log_evidence
-        names = tuple(f.name for f in graph.factors)
-        return TracedExpectation(cliques.log_evidence + prior, evidence, cliques.spread, cliques, names)
+        evidence = squares = prior = 0.0
+        held: list[Weights] | None = []
+        size, narrow = 0, None
+        for graph, seen in self._runs():
+            found = clique_posteriors(graph)
+            evidence, squares = evidence + found.log_evidence, squares + found.spread**2
+            narrow = narrow or seen
+            if self.counts_priors:
+                prior = float(graph.log_prior())
+            if held is not None:
+                held.append(informed(graph, found.weights))
+                size += sum(w.numel() for w in found.weights)
+                held = held if isinstance(self.shares, tuple) or may_be_held(size) else None
+        self._first = None
+        return TracedExpectation(
+            objective=evidence + prior,
+            log_evidence=None if self.prepared.stochastic else evidence,
+            spread=squares**0.5,
+            point=self.space.snapshot(),
+            held=None if held is None else tuple(held),
+            narrow=narrow,
+        )
+
+    def _runs(self) -> Iterator[tuple[FactorGraph, Narrow | None]]:
+        """The program at the parameters in place, share by share, without gradients; and what has collapsed there."""
+        if self._first is not None:
+            yield self._first.counted(self.prepared.weights), None
+            return
+        for share in self.shares:
+            with torch.no_grad():
+                found = share.structure()
+                graph = share.graph(found)
+                seen = self.watch.look(share, found, graph)
+            yield graph, seen
+
+    def refuse(self, narrow: Narrow | None, leaves: Mapping[str, Tensor]) -> None:
+        """Go no further where a component has collapsed by what these leaves do.
+
+        Raises:
+            DegenerateError: one has.
+        """
+        error = None if narrow is None else self.watch.error(narrow, leaves)
+        if error is not None:
+            raise error
+
+    def posteriors(self, expectation: TracedExpectation) -> Iterator[Weights]:
+        """Those of the E-step, share by share."""
+        if expectation.held is not None:
+            yield from expectation.held
+            return
+        for share in self.shares:
+            with self._at(expectation.point), torch.no_grad():
+                graph = share.graph()
+            yield informed(graph, clique_posteriors(graph).weights)
+
+    @contextmanager
+    def _at(self, point: dict[str, Tensor]) -> Iterator[None]:
+        """Other parameters in place, for the body of a ``with``."""
+        here = self.space.snapshot()
+        self.space.restore(point)
+        try:
+            yield
+        finally:
+            self.space.restore(here)
 
     def maximise(self, expectation: TracedExpectation) -> bool:
-        """Raise Q in place; whether that was possible. A subsample, if any, is drawn anew afterwards."""
+        """Raise Q in place; whether that was possible. A subsample, if any, is drawn anew afterwards.
+
+        Raises:
+            DegenerateError: a component has collapsed.
+        """
+        self.refuse(expectation.narrow, self.ascent.leaves)
         with torch.no_grad():
             start = float(self.q(expectation))
         accepted = self.ascent.maximise(lambda: self.q(expectation), start)
@@ -145,13 +201,18 @@ class TracedEngine:
         return accepted
 
     def can_gain(self, nats: float) -> bool:
-        """Whether L-BFGS on the objective itself would raise it by this much."""
+        """Whether L-BFGS on the objective itself would raise it by this much.
+
+        Raises:
+            DegenerateError: a component has collapsed.
+        """
+        for _, narrow in self._runs():
+            self.refuse(narrow, self.ascent.leaves)
         return self.ascent.can_gain(self.objective, nats)
 
     def variables(self) -> list[Variable]:
-        """The latents that are summed out."""
-        with torch.no_grad():
-            return list(self._graph().variables.values())
+        """The latents that are summed out; of a stream, those of its first share."""
+        return list(next(self._runs())[0].variables.values())
 
     def block_size(self) -> int:
         """Dimensions of the largest covariance; unknown here."""
@@ -161,7 +222,7 @@ class TracedEngine:
         """The one latent of an observed site, or those of its like along a chain, and the data."""
         args, kwargs = self.prepared.data
         nodes = self.prepared.inference.program.trace(args, kwargs, self.prepared.intervention).nodes
-        graph = self._graph()
+        graph, _ = next(self._runs())
         factors = {f.name: f for f in graph.factors}
         if site not in factors or not nodes[site]["is_observed"] or len(factors[site].scope) != 1:
             raise ModelError(
@@ -173,12 +234,10 @@ class TracedEngine:
         return variables, torch.stack(data, len(variables[0].plates)).flatten(0, len(variables[0].plates))
 
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor], rest: float = 0.0) -> None:
-        """Raise Q under latents that have been labelled."""
-        with torch.no_grad():
-            graph = self._graph()
-        weights = tuple(labelled(f.plates, f.scope, states, chosen, rest) * f.scale for f in graph.factors)
-        names = tuple(f.name for f in graph.factors)
-        self.maximise(TracedExpectation(0.0, None, 0.0, Cliques(0.0, 0.0, weights), names))
+        """Raise Q under latents that have been labelled; of a stream, over its first share."""
+        factors = next(self._runs())[0].factors
+        weights = {f.name: labelled(f.plates, f.scope, states, chosen, rest) * f.scale for f in factors}
+        self.maximise(TracedExpectation(0.0, None, 0.0, self.space.snapshot(), (weights,)))
         self._first = None
 
     def is_held(self) -> bool:
@@ -198,24 +257,28 @@ class TracedEngine:
         return False
 
     def q(self, expectation: TracedExpectation) -> Tensor:
-        """Q at the parameters in place."""
-        graph = self._graph()
-        value = expected_log_joint(graph, expectation.cliques.weights)
-        return value + graph.log_prior() if self.counts_priors else value
+        """Q at the parameters in place, differentiable."""
+        return self._total(expected, self.posteriors(expectation))
 
     def objective(self) -> Tensor:
         """What EM climbs, differentiable: the log evidence, with priors where they count."""
-        graph = self._graph()
-        value = log_evidence(graph)
-        return value + graph.log_prior() if self.counts_priors else value
+        return self._total(_evidence, repeat({}))
 
-    def _graph(self) -> FactorGraph:
-        args, kwargs = self.prepared.data
-        return self._weighted(self.prepared.inference.graph(args, kwargs, self.prepared.intervention))
+    def _total(self, term: Callable[[FactorGraph, Weights], Tensor], posteriors: Iterable[Weights]) -> Tensor:
+        """The sum over shares, with priors where they count."""
+        priors = chain([self.counts_priors], repeat(False))
 
-    def _weighted(self, graph: FactorGraph) -> FactorGraph:
-        """The graph with the caller's weights beside the model's own."""
-        return graph.counted(self.prepared.weights)
+        def terms() -> Iterator[Tensor]:
+            for share, weights, counts in zip(self.shares, posteriors, priors):  # noqa: B905
+                graph = share.graph()
+                value = term(graph, weights)
+                yield value + graph.log_prior() if counts else value
+
+        return summed(terms(), list(self.ascent.leaves.values()))
+
+
+def _evidence(graph: FactorGraph, weights: Weights) -> Tensor:
+    return log_evidence(graph)
 
 
 MAX_REJECTIONS = 10
