@@ -1,14 +1,16 @@
-"""Small random chains, the sum over all their paths, and both implementations of what is asked of them."""
+"""Small random chains, the sum over all their paths, and all implementations of what is asked of them."""
 
 import itertools
+from functools import wraps
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
 from pyro_em import chains
-from pyro_em.chains import ChainTables, Filtered, scan
+from pyro_em.chains import ChainTables, Filtered, few_kernel, scan
 
 INF = torch.inf
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
@@ -18,9 +20,27 @@ def scan_backward(filtered: Filtered, weights: Tensor | None = None):
     return scan.backward(filtered, torch.ones_like(filtered.log_evidence) if weights is None else weights)
 
 
-COMPILED = SimpleNamespace(
+def for_many(run):
+    """A pass by the kernel that is there for many states, however few there are."""
+
+    @wraps(run)
+    def general(*args):
+        with patch.object(few_kernel, "FEW", 0):
+            return run(*args)
+
+    return general
+
+
+FEW = SimpleNamespace(
     forward=chains.forward,
     backward=chains.backward,
+    viterbi=chains.viterbi,
+    sample=chains.sample,
+    predict_next=chains.predict_next,
+)
+COMPILED = SimpleNamespace(
+    forward=for_many(chains.forward),
+    backward=for_many(chains.backward),
     viterbi=chains.viterbi,
     sample=chains.sample,
     predict_next=chains.predict_next,
@@ -34,7 +54,7 @@ TENSORS = SimpleNamespace(
 )
 
 
-both = pytest.mark.parametrize("run", [COMPILED, TENSORS], ids=["compiled", "tensors"])
+each_way = pytest.mark.parametrize("run", [COMPILED, FEW, TENSORS], ids=["compiled", "few", "tensors"])
 
 
 def random_tables(seed, rows=4, frames=4, states=3, matrices=2, groups=1, spread=1.0, zeros=0.0, ragged=True):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chain_cases import INF, TOLERANCE, both, enumerate_posterior, paths_of, random_tables
+from chain_cases import INF, TOLERANCE, each_way, enumerate_posterior, paths_of, random_tables
 from torch import Tensor, tensor
 
 from pyro_em import chains
@@ -26,7 +26,7 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("seed", range(5))
-@both
+@each_way
 def test_posterior_and_evidence_equal_the_sum_over_paths(run, size, seed) -> None:
     tables = random_tables(seed, **size)
     weights = torch.rand(len(tables.emission), dtype=torch.float64)
@@ -39,7 +39,7 @@ def test_posterior_and_evidence_equal_the_sum_over_paths(run, size, seed) -> Non
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@both
+@each_way
 def test_filtering_and_prediction_are_evidence_of_shorter_chains(run, size) -> None:
     tables = random_tables(7, **{**size, "ragged": False})
     filtered = run.forward(tables)
@@ -61,7 +61,7 @@ def test_filtering_and_prediction_are_evidence_of_shorter_chains(run, size) -> N
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@both
+@each_way
 def test_viterbi_is_the_best_of_all_paths(run, size) -> None:
     tables = random_tables(3, **size)
     states, score = run.viterbi(tables)
@@ -74,7 +74,7 @@ def test_viterbi_is_the_best_of_all_paths(run, size) -> None:
             assert states[r, :length].tolist() == paths[total.argmax()].tolist()
 
 
-@both
+@each_way
 def test_viterbi_prefers_the_lowest_state_in_a_tie(run) -> None:
     zeros = torch.zeros(1, 4, 3, dtype=torch.float64)
     transition = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_viterbi_prefers_the_lowest_state_in_a_tie(run) -> None:
 
 
 @pytest.mark.parametrize("size", [{}, {"groups": 2, "zeros": 0.3}, {"spread": 400.0, "zeros": 0.3}], ids=str)
-@both
+@each_way
 def test_draws_have_the_frequencies_of_the_posterior(run, size) -> None:
     tables = random_tables(11, frames=3, **size)
     n = 4000
@@ -106,7 +106,7 @@ def test_draws_have_the_frequencies_of_the_posterior(run, size) -> None:
         assert ((counts - n * posterior).abs() <= 4.5 * (n * posterior * (1 - posterior)).sqrt() + 1e-6).all()
 
 
-@both
+@each_way
 def test_a_draw_depends_on_the_uniforms_of_its_row_only(run) -> None:
     tables = random_tables(5, frames=6, ragged=False)
     uniforms = torch.rand(10, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -125,7 +125,7 @@ def test_compiled_and_tensor_draws_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-@both
+@each_way
 def test_extreme_uniforms_draw_possible_states(run, uniform) -> None:
     emission = tensor([[[-INF, 0.1, 0.2, -INF]] * 3], dtype=torch.float64)
     tables = ChainTables(emission, torch.zeros(1, 1, 4, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from chain_cases import INF, TOLERANCE, both, enumerate_posterior, random_tables
+from chain_cases import COMPILED, FEW, INF, TOLERANCE, each_way, enumerate_posterior, random_tables
 from hmmlearn.hmm import CategoricalHMM
 from torch import tensor
 
@@ -27,7 +27,7 @@ def steps(frames: int):
     return torch.zeros(frames - 1, dtype=torch.int64)
 
 
-@both
+@each_way
 def test_a_state_that_underflows_comes_back(run) -> None:
     emission = tensor([[[0.0, -800.0], [-1600.0, 0.0]]], dtype=torch.float64)
     filtered = run.forward(ChainTables(emission, identity(2), steps(2)))
@@ -44,7 +44,7 @@ def test_a_state_that_underflows_comes_back(run) -> None:
 @pytest.mark.parametrize(
     "matrix", [identity(3), left_to_right(3), torch.log(tensor([[[[1, 1e-130, 0.5]] * 3]]).double())]
 )
-@both
+@each_way
 def test_frames_that_contradict_each_other(run, distance, sign, matrix) -> None:
     rng = torch.Generator().manual_seed(0)
     emission = distance * torch.randint(-1, 2, (4, 5, 3), generator=rng).double()
@@ -82,7 +82,7 @@ def test_states_out_of_reach_set_no_scale(height) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1e6, 1e6])
-@both
+@each_way
 def test_an_offset_of_a_frame_is_an_offset_of_the_evidence(run, offset) -> None:
     tables = random_tables(1, ragged=False)
     plain, shifted = run.forward(tables), run.forward(replace(tables, emission=tables.emission + offset))
@@ -91,7 +91,7 @@ def test_an_offset_of_a_frame_is_an_offset_of_the_evidence(run, offset) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1000.0, 1000.0])
-@both
+@each_way
 def test_an_offset_of_a_matrix_is_an_offset_of_the_evidence(run, offset) -> None:
     tables = random_tables(1, ragged=False)
     plain, shifted = run.forward(tables), run.forward(replace(tables, transition=tables.transition + offset))
@@ -99,7 +99,7 @@ def test_an_offset_of_a_matrix_is_an_offset_of_the_evidence(run, offset) -> None
     torch.testing.assert_close(run.backward(shifted).pairwise, run.backward(plain).pairwise, **TOLERANCE)
 
 
-@both
+@each_way
 def test_transitions_far_below_one_another(run) -> None:
     transition = tensor([[[[0.0, -2000.0], [-3000.0, -1000.0]]]], dtype=torch.float64)
     emission = tensor([[[0.0, -1.0], [-9000.0, 0.0], [0.5, 0.0]]], dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_transitions_far_below_one_another(run) -> None:
 
 @pytest.mark.parametrize("frame", [0, 1, 3])
 @pytest.mark.parametrize("matrix", [identity(2), torch.zeros(1, 1, 2, 2, dtype=torch.float64)])
-@both
+@each_way
 def test_an_impossible_frame_makes_its_row_impossible(run, frame, matrix) -> None:
     emission = torch.zeros(3, 4, 2, dtype=torch.float64)
     emission[1, frame] = -INF
@@ -131,7 +131,7 @@ def test_an_impossible_frame_makes_its_row_impossible(run, frame, matrix) -> Non
     assert not run.sample(filtered, torch.full((2, 3, 4), 0.9, dtype=torch.float64))[:, 1].any()
 
 
-@both
+@each_way
 def test_a_path_that_transitions_forbid_is_impossible(run) -> None:
     emission = tensor([[[0.0, -INF], [-INF, 0.0]]], dtype=torch.float64)
     filtered = run.forward(ChainTables(emission, identity(2), steps(2)))
@@ -140,7 +140,7 @@ def test_a_path_that_transitions_forbid_is_impossible(run) -> None:
 
 
 @pytest.mark.parametrize("into", [-50.0, 0.0, 300.0, 2000.0])
-@both
+@each_way
 def test_states_that_pad_are_harmless(run, into) -> None:
     tables = random_tables(4, states=3, ragged=False)
     emission = torch.full((4, 4, 5), -INF, dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_states_that_pad_are_harmless(run, into) -> None:
 @pytest.mark.parametrize("where", ["emission", "transition"])
 @pytest.mark.parametrize("matrix", [identity(2), torch.zeros(1, 1, 2, 2, dtype=torch.float64)])
 @pytest.mark.parametrize("whole", [True, False])
-@both
+@each_way
 def test_what_is_not_a_number_is_not_hidden(run, where, matrix, whole) -> None:
     tables = ChainTables(torch.zeros(1, 3, 2, dtype=torch.float64), matrix.clone(), steps(3))
     table = getattr(tables, where)
@@ -193,15 +193,16 @@ def test_a_long_chain_equals_hmmlearn() -> None:
 
 @pytest.mark.parametrize("states", [7, 8, 9, 15, 16, 17, 40])
 @pytest.mark.parametrize("zeros", [0.0, 0.1])
-def test_many_states_and_frames_equal_log_space(states, zeros) -> None:
+@pytest.mark.parametrize("run", [COMPILED, FEW], ids=["compiled", "few"])
+def test_many_states_and_frames_equal_log_space(run, states, zeros) -> None:
     """The compiled loops take several states and frames at a time, and what is left over apart."""
     tables = random_tables(0, frames=90, states=states, groups=2, zeros=zeros, spread=5.0)
-    filtered, wanted = chains.forward(tables), scan.forward(tables)
+    filtered, wanted = run.forward(tables), scan.forward(tables)
     assert not len(filtered.log_rows)
     weights = tensor([1.0, 0.5, -2.0, 0.0])
     torch.testing.assert_close(filtered.log_evidence, wanted.log_evidence, **TOLERANCE)
     torch.testing.assert_close(filtered.alpha, wanted.alpha, **TOLERANCE)
     torch.testing.assert_close(chains.predict_next(filtered), scan.predict_next(wanted), **TOLERANCE)
-    found, wanted = chains.backward(filtered, weights), scan.backward(wanted, weights)
+    found, wanted = run.backward(filtered, weights), scan.backward(wanted, weights)
     torch.testing.assert_close(found.marginal, wanted.marginal, **TOLERANCE)
     torch.testing.assert_close(found.pairwise, wanted.pairwise, **TOLERANCE)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from chain_cases import INF, TOLERANCE, both, random_tables
+from chain_cases import INF, TOLERANCE, each_way, random_tables
 from numba.core.dispatcher import Dispatcher
 from torch import tensor
 
 from pyro_em import chains
-from pyro_em.chains import ChainTables, Filtered, kernel, log_kernel, paths, potentials
+from pyro_em.chains import ChainTables, Filtered, few_kernel, kernel, log_kernel, paths, potentials
 
 
 def large_tables() -> ChainTables:
@@ -61,7 +61,7 @@ def test_threads_survive_a_fork(two_threads) -> None:
     torch.testing.assert_close([torch.from_numpy(x) for x in there], here, rtol=0, atol=0)
 
 
-@both
+@each_way
 def test_strided_tables_are_read_as_they_are_meant(run) -> None:
     tables = random_tables(6, groups=2)
     turned = replace(
@@ -72,7 +72,7 @@ def test_strided_tables_are_read_as_they_are_meant(run) -> None:
     torch.testing.assert_close(run.forward(turned).log_evidence, run.forward(tables).log_evidence, **TOLERANCE)
 
 
-@both
+@each_way
 def test_smoothing_twice_is_the_same(run) -> None:
     filtered: Filtered = run.forward(random_tables(6))
     first = run.backward(filtered)
@@ -107,7 +107,7 @@ def test_weights_and_uniforms_of_other_chains_are_refused() -> None:
         chains.sample(filtered, torch.rand(2, 4, 3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("module", [kernel, log_kernel, paths, potentials])
+@pytest.mark.parametrize("module", [few_kernel, kernel, log_kernel, paths, potentials])
 def test_compiled_functions_call_those_of_their_own_file_only(module) -> None:
     """numba looks for changes in the file of the function that is called, and would go on running an old callee."""
     compiled = [x for x in vars(module).values() if isinstance(x, Dispatcher)]

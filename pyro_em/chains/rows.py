@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from pyro_em.chains import kernel, log_kernel, potentials
+from pyro_em.chains import few_kernel, kernel, log_kernel, potentials
 from pyro_em.chains.potentials import Array
 
 __all__ = ["FilteredRows", "filter_rows", "smooth_rows", "spread"]
@@ -48,11 +48,15 @@ def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array
     potentials.scale_transitions(transition, steps, shift, floor)
     alpha, ratio = np.empty_like(emission), np.empty_like(emission)
     evidence, redo = np.empty(rows), np.zeros(rows, np.bool_)
-    fixed = (share, emission, steps, shift, floor, which, lengths, alpha, ratio, evidence, redo)
+    turned = _turned(steps) if emission.shape[2] <= few_kernel.FEW and not floor.any() else None
 
     def run(first: int, last: int) -> None:
         potentials.scale_emissions(first, last, emission, lengths, ratio, evidence)
-        kernel.forward_rows(first, last, *fixed)
+        if turned is not None:
+            few_kernel.forward_few(first, last, share, turned, shift, which, lengths, alpha, ratio, evidence)
+            return
+        given = (share, emission, steps, shift, floor, which, lengths)
+        kernel.forward_rows(first, last, *given, alpha, ratio, evidence, redo)
 
     spread(emission.shape, run)
     log_rows = redo.nonzero()[0]
@@ -68,13 +72,15 @@ def smooth_rows(
 ) -> tuple[Array, Array]:
     """The way back: the marginal (R, T, S) and pairwise (G, M, S, S) of :class:`~pyro_em.chains.Smoothed`."""
     share, steps, log_rows = emission.shape[0] // transition.shape[0], found.steps, found.redo.nonzero()[0]
-    turned, marginal = np.ascontiguousarray(steps.swapaxes(2, 3)), np.empty_like(emission)
-    fixed = (share, turned, which, lengths, found.alpha, found.ratio, found.evidence, found.redo, weights, marginal)
+    is_few, marginal = emission.shape[2] <= few_kernel.FEW, np.empty_like(emission)
+    smooth = few_kernel.backward_few if is_few else kernel.backward_rows
+    matrices = steps if is_few else _turned(steps)
+    fixed = (share, matrices, which, lengths, found.alpha, found.ratio, found.evidence, found.redo, weights, marginal)
     parts: dict[int, Array] = {}
 
     def run(first: int, last: int) -> None:
         own = parts[first] = np.zeros(transition.shape)
-        kernel.backward_rows(first, last, *fixed, own)
+        smooth(first, last, *fixed, own)
 
     spread(emission.shape, run)
     pairs, *others = (parts[first] for first in sorted(parts))
@@ -85,6 +91,11 @@ def smooth_rows(
         given = (share, emission, transition, which, lengths, found.log_alpha, found.evidence, weights)
         log_kernel.log_backward_rows(log_rows, *given, marginal, pairs)
     return marginal, pairs
+
+
+def _turned(steps: Array) -> Array:
+    """From and to exchanged."""
+    return np.ascontiguousarray(steps.swapaxes(2, 3))
 
 
 def spread(shape: tuple[int, ...], task: Callable[[int, int], None]) -> None:

@@ -157,7 +157,7 @@ class TensorEngine:
                     stats = without_component(self._in_memory, stats, error, self._free)
                     self.breaks = True
         self.theta = moved.theta.clone()
-        self._known = replace(moved, theta=self.theta)
+        self._known = Moved(self.theta, moved.values)
         return True
 
     def _without_gradients(self) -> AbstractContextManager[None]:
