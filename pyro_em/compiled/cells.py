@@ -13,11 +13,12 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
+from pyro_em.errors import ModelError
 from pyro_em.families import Cells, Family
 from pyro_em.probing import Coordinates, ProbedSite, Selected, SiteParts
 from pyro_em.probing.routes import linked
 
-__all__ = ["Book", "books_of", "picked", "stretch"]
+__all__ = ["Book", "books_of", "located", "picked", "stretch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +196,39 @@ def _book(members: list[ProbedSite], coordinates: Coordinates) -> Book:
         maps={m.name: piece.reshape(shape) for m, piece, shape in zip(members, pieces, shapes, strict=True)},
         names=frozenset(names[i] for i in owner[used[used < start]].unique().tolist()),
     )
+
+
+def located(book: Book, site: ProbedSite, coordinates: Coordinates) -> Tensor:
+    """The cell of each element of a site that is part of what the book was made of: shape (*dims, *events).
+
+    Raises:
+        ModelError: it is not.
+    """
+    start, places = len(coordinates.owner()), []
+    for a in book.family.args:
+        route = _selected(site, a.name)
+        if len(route.constants):
+            _positions(book.constants.unsqueeze(1), route.constants.unsqueeze(1), site.name)
+        index = _behind_theta(route, book.constants, start)
+        known = book.rows[a.name].flatten(1) if a.rank else book.rows[a.name].unsqueeze(1)
+        shape = index.shape[: index.dim() - a.rank]
+        places.append(_positions(known, index.reshape(-1, known.shape[1]), site.name).reshape(shape))
+    over = torch.broadcast_tensors(*places)
+    cells = torch.stack([book.groups[a.name] for a in book.family.args], 1)
+    return _positions(cells, torch.stack([t.reshape(-1) for t in over], 1), site.name).reshape(over[0].shape)
+
+
+def _positions(known: Tensor, wanted: Tensor, name: str) -> Tensor:
+    """Where each row of ``wanted`` stands among those of ``known``, which are distinct and in order."""
+    if known.shape[1] == 1:
+        found = torch.searchsorted(known[:, 0].contiguous(), wanted[:, 0].contiguous()).clamp_max(len(known) - 1)
+        same = bool((known[found] == wanted).all())
+    else:
+        rows, inverse = torch.unique(torch.cat([known, wanted]), dim=0, return_inverse=True)
+        found, same = inverse[len(known) :], len(rows) == len(known)
+    if not same:
+        raise ModelError(f"Arguments of site {name!r} in a batch are not what they were in the pass before.")
+    return found
 
 
 def _behind_theta(route: Selected, constants: Tensor, start: int) -> Tensor:

@@ -118,13 +118,12 @@ class TensorFactor:
         return x.nan_to_num(0.0) if self.mask is not None else x
 
 
-def tensor_factor(parts: SiteParts, book: Book, weights: Mapping[str, Tensor]) -> TensorFactor:
-    """Arrange a site's parts into rows, states and elements."""
+def tensor_factor(parts: SiteParts, book: Book, cell: Tensor, weights: Mapping[str, Tensor]) -> TensorFactor:
+    """Arrange a site's parts, and which cell each of its elements uses, into rows, states and elements."""
     own = {p for v in parts.scope for p in v.plates}
     plates = tuple(p for p in parts.plates if p in own)
     family = book.family
     origin = book.origins.get(parts.name)
-    cell = book.maps[parts.name]
     elements = element_shape(parts, [cell])
     if origin is not None:
         origin = origin.expand([*elements[len(elements) - parts.events :], *origin.shape[parts.events :]])

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.cells import Book, books_of
+from pyro_em.compiled.cells import Book, books_of, located
 from pyro_em.compiled.chain import Chain
 from pyro_em.compiled.elements import ElementFactor, element_factor
 from pyro_em.compiled.evaluate import base_measure
@@ -122,6 +122,7 @@ def tensor_model(
     scales: Mapping[str, float],
     plate_weights: Mapping[str, Tensor],
     by_element: Collection[str] = (),
+    union: Mapping[str, ProbedSite] | None = None,
 ) -> TensorModel:
     """Compile probed sites.
 
@@ -130,12 +131,14 @@ def tensor_model(
         by_element: those with an affine argument, or that share parameters with one.
         scales: ``poutine.scale`` by site.
         plate_weights: weights of the data by plate.
+        union: of a first batch, the same sites of all batches, condensed.
     """
     sites = [trimmed(s) for s in sites]
     cellular = [s for s in sites if s.name not in by_element]
     parts = {s.name: s.parts for s in cellular if isinstance(s.parts, SiteParts)}
-    books = tuple(with_origin(book, parts) for book in books_of(cellular, coordinates))
-    return assemble(sites, books, coordinates, scales, plate_weights)
+    known = cellular if union is None else [union[s.name] for s in cellular]
+    books = tuple(with_origin(book, parts) for book in books_of(known, coordinates))
+    return assemble(sites, books, coordinates, scales, plate_weights, union is not None)
 
 
 def assemble(
@@ -144,10 +147,22 @@ def assemble(
     coordinates: Coordinates,
     scales: Mapping[str, float],
     plate_weights: Mapping[str, Tensor],
+    is_batch: bool,
 ) -> TensorModel:
-    """The tensors of sites whose books are known; sites in no book are kept by element."""
+    """The tensors of sites whose books are known; sites in no book are kept by element.
+
+    Args:
+        is_batch: whether the books are of more data than these.
+    """
     book_of = {name: book for book in books for name in book.maps}
-    factors = [_factor(s, book_of.get(s.name), coordinates, plate_weights) for s in sites]
+    factors: list[AnyFactor] = []
+    for site in sites:
+        book = book_of.get(site.name)
+        if book is None:
+            factors.append(element_factor(site, coordinates, plate_weights))
+        else:
+            cell = located(book, site, coordinates) if is_batch else book.maps[site.name]
+            factors.append(_factor(site, book, cell, plate_weights))
     mixtures, generals, chains, base = [], [], [], 0.0
     for group in connected(factors):
         scale = scales[group[0].name]
@@ -165,14 +180,12 @@ def assemble(
     return TensorModel(coordinates, books, tuple(factors), tuple(mixtures), tuple(generals), tuple(chains), base)
 
 
-def _factor(site: ProbedSite, book: Book | None, coordinates: Coordinates, weights: Mapping[str, Tensor]) -> AnyFactor:
-    """A site over its cells; by element, where it is in no book."""
+def _factor(site: ProbedSite, book: Book, cell: Tensor, weights: Mapping[str, Tensor]) -> AnyFactor:
+    """A site over its cells."""
     assert isinstance(site.parts, SiteParts)
-    if book is None:
-        return element_factor(site, coordinates, weights)
     if site.parts.data.layout is torch.sparse_csr:
-        return sparse_factor(site.parts, book)
-    return tensor_factor(site.parts, book, weights)
+        return sparse_factor(site.parts, book, cell)
+    return tensor_factor(site.parts, book, cell, weights)
 
 
 def _is_mixture(group: Sequence[AnyFactor]) -> bool:

@@ -19,7 +19,7 @@ from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "connected", "known_sites", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,18 @@ class Plan:
         return not self.gradient and len(self.model.factors) == len(self.probed.sites)
 
 
-def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors: bool, fixed: Collection[str]) -> Plan:
-    """Divide a probed model."""
+def make_plan(
+    probed: Probed,
+    plate_weights: Mapping[str, Tensor],
+    counts_priors: bool,
+    fixed: Collection[str],
+    union: Mapping[str, ProbedSite] | None = None,
+) -> Plan:
+    """Divide a probed model.
+
+    Args:
+        union: of a first batch, the sites of selections of all batches, condensed.
+    """
     coordinates = probed.coordinates
     gradient = _opaque(probed)
     nodes = probed.found.sites
@@ -65,18 +75,18 @@ def make_plan(probed: Probed, plate_weights: Mapping[str, Tensor], counts_priors
         for name, params in probed.priors.items():
             for p in (name, *params) if params else ():
                 gradient.setdefault(p, f"the prior of {name!r} has parameters")
-    known = [s for s in probed.sites.values() if _is_known(s)]
+    known = known_sites(probed)
     if gradient or len(known) < len(probed.sites):  # runs of the program do not tell the states behind a DiscreteHMM
         for site in (s for s in known if s.name not in nodes):
             for name in site.params:
                 gradient.setdefault(name, f"{name!r} reaches site {site.members[0]!r} beside arguments not known")
         known = [s for s in known if s.name in nodes]
-    by_element = _connected(known, fixed)
+    by_element = connected(known, fixed)
     scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in known}
     weights = datum_weights({n: nodes[n] for s in probed.sites.values() for n in s.members})
     weights = together(weights, plate_weights)
     _check_weights(probed, weights)
-    model = tensor_model(known, coordinates, scales, weights, by_element)
+    model = tensor_model(known, coordinates, scales, weights, by_element, union)
     known_priors = [n for n, params in probed.priors.items() if counts_priors and not params]
     priors = {n: Prior(n, nodes[n]) for n in known_priors if nodes[n]["mask"] is not False}
     frozen = {*fixed, *gradient}
@@ -97,6 +107,11 @@ def _check_weights(probed: Probed, weights: Mapping[str, Tensor]) -> None:
                 f"Weights for plate {min(odd or first)!r}, which holds site {site.name!r} of a chain at one time only. "
                 "Weigh the plate that holds the whole chain, or fit with EM(m_step=GradientMStep())."
             )
+
+
+def known_sites(probed: Probed) -> list[ProbedSite]:
+    """The sites none of whose arguments is opaque."""
+    return [s for s in probed.sites.values() if _is_known(s)]
 
 
 def _is_known(site: ProbedSite) -> bool:
@@ -122,7 +137,7 @@ def _opaque(probed: Probed) -> dict[str, str]:
     return found
 
 
-def _connected(sites: list[ProbedSite], fixed: Collection[str]) -> set[str]:
+def connected(sites: list[ProbedSite], fixed: Collection[str]) -> set[str]:
     """Sites with an affine argument, and those that share parameters with them."""
     found = {s.name for s in sites if any(isinstance(r, Affine) for r in s.routes.values())}
     while True:

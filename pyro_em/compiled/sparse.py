@@ -87,14 +87,13 @@ class SparseFactor:
         return torch.lgamma(totals + 1).index_add_(0, row[several], -torch.lgamma(counts[several] + 1))
 
 
-def sparse_factor(parts: SiteParts, book: Book) -> SparseFactor:
-    """A site of counts in compressed rows.
+def sparse_factor(parts: SiteParts, book: Book, cell: Tensor) -> SparseFactor:
+    """A site of counts in compressed rows, and which cell each of its elements uses.
 
     Raises:
         ModelError: it is not a mixture of multinomials over one plate, or it is masked.
     """
     plates = tuple(p for v in parts.scope for p in v.plates)
-    cell = book.maps[parts.name]
     plain = isinstance(book.family, OneHotCategorical) and parts.mask is None and len(parts.scope) == 1
     if not plain or plates != parts.plates or len(plates) != 1 or parts.events or cell.shape[0] > 1:
         raise ModelError(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_em.compiled import TensorModel
 from pyro_em.compiled.maximise import Maximiser
-from pyro_em.compiled.plan import Plan, make_plan
+from pyro_em.compiled.plan import Plan, connected, known_sites, make_plan
 from pyro_em.compiled.report import Row, report, traced_report
 from pyro_em.compiled.solve import Guard
 from pyro_em.em.agreement import Agreement
@@ -18,6 +19,7 @@ from pyro_em.em.batched import BatchedModel
 from pyro_em.em.checks import Prepared
 from pyro_em.em.m_step import GradientMStep
 from pyro_em.em.mixed import MixedEngine
+from pyro_em.em.reading import Reader, open_reader
 from pyro_em.em.shares import Stream, whole
 from pyro_em.em.tensors import TensorEngine
 from pyro_em.em.traced import TracedEngine
@@ -160,31 +162,58 @@ def choose_engine(
     """The fastest engine that is exact for the model, and a report of who owns which parameter."""
     space.free(options.fixed)
     agreement = Agreement(prepared, space)
-    plan = _plan(prepared, space, options, agreement)
-    if isinstance(plan, str):
-        return _traced(prepared, space, options, stream, plan, prepared.at_start)
-    guard = Guard(plan.probed.coordinates, options.on_degenerate == "floor", plan.model.dtype)
-    maximiser = Maximiser(
-        plan.model.books, plan.probed.coordinates, plan.priors, plan.ownership, guard, plan.regressions
-    )
-    drops = options.on_degenerate == "drop"
+    probed = _probe(prepared, space, options, agreement)
+    if isinstance(probed, str):
+        return _traced(prepared, space, options, stream, probed, prepared.at_start)
     if stream is not None:
-        batches = BatchedModel(plan.model, plan.probed, stream, space, space.snapshot())
-        if not batches.fits():
-            reason = "in batches, closed forms need arguments alike in all of them, or affine"
-            return _traced(prepared, space, options, stream, reason, None)
-        if plan.is_complete:
-            return TensorEngine(batches, maximiser, space, options.fixed, drops, agreement), report(plan)
-        return MixedEngine(prepared, space, plan, maximiser, options.priors, batches), report(plan)
+        return _in_batches(prepared, space, options, stream, probed, agreement)
+    plan = make_plan(probed, prepared.weights, options.priors, options.fixed)
+    maximiser = _maximiser(plan, options)
     if plan.is_complete and agreement.holds(plan.probed.coordinates.flat(space.values()), plan.model, prepared.graph):
-        return TensorEngine(plan.model, maximiser, space, options.fixed, drops, agreement), report(plan)
+        return _tensors(plan.model, maximiser, space, options, agreement), report(plan)
     if plan.is_complete:
         return _traced(prepared, space, options, stream, DISAGREES, prepared.at_start)
     return MixedEngine(prepared, space, plan, maximiser, options.priors), report(plan)
 
 
-def _plan(prepared: Prepared, space: ParamSpace, options: Options, agreement: Agreement) -> Plan | str:
-    """Who owns what, or why everything is left to the traced gradient."""
+def _in_batches(
+    prepared: Prepared, space: ParamSpace, options: Options, stream: Stream, probed: Probed, agreement: Agreement
+) -> tuple[Engine, list[Row]]:
+    """The same over data in batches, of which the first was probed."""
+    known = known_sites(probed)
+    reader = open_reader(probed, known, connected(known, options.fixed), stream, space)
+    if reader is None:
+        reason = "in batches, closed forms need arguments that come about alike in all of them"
+        return _traced(prepared, space, options, stream, reason, None)
+    probed = replace(probed, sites={**probed.sites, **reader.known})
+    plan = make_plan(probed, prepared.weights, options.priors, options.fixed, reader.union)
+    maximiser, rows = _maximiser(plan, options), report(_of_all_batches(plan, reader))
+    batches = BatchedModel(plan.model, reader, stream)
+    if plan.is_complete:
+        return _tensors(batches, maximiser, space, options, agreement), rows
+    return MixedEngine(prepared, space, plan, maximiser, options.priors, batches), rows
+
+
+def _of_all_batches(plan: Plan, reader: Reader) -> Plan:
+    """The plan with the routes of all batches, to report on."""
+    routes = {n: replace(plan.probed.sites[n], routes=reader.union[n].routes) for n in reader.varying}
+    return replace(plan, probed=replace(plan.probed, sites={**plan.probed.sites, **routes}))
+
+
+def _maximiser(plan: Plan, options: Options) -> Maximiser:
+    coordinates, model = plan.probed.coordinates, plan.model
+    guard = Guard(coordinates, options.on_degenerate == "floor", model.dtype)
+    return Maximiser(model.books, coordinates, plan.priors, plan.ownership, guard, plan.regressions)
+
+
+def _tensors(
+    model: TensorModel | BatchedModel, maximiser: Maximiser, space: ParamSpace, options: Options, agreement: Agreement
+) -> TensorEngine:
+    return TensorEngine(model, maximiser, space, options.fixed, options.on_degenerate == "drop", agreement)
+
+
+def _probe(prepared: Prepared, space: ParamSpace, options: Options, agreement: Agreement) -> Probed | str:
+    """How parameters reach the model, or why everything is left to the traced gradient."""
     if options.m_step is not None:
         return "a gradient M-step was asked for"
     if prepared.stochastic:
@@ -195,10 +224,9 @@ def _plan(prepared: Prepared, space: ParamSpace, options: Options, agreement: Ag
         # Of large data, gradients are followed on the first rows only: all of it would take the memory of tables.
         few = whole or _has_detached(agreement.probed)
         found = prepared.found if whole else None
-        probed = probe(program, space, *prepared.data, prepared.intervention, gradients=few, found=found)
+        return probe(program, space, *prepared.data, prepared.intervention, gradients=few, found=found)
     except ModelError as error:
         return f"the model does not run at other parameters: {error}"
-    return make_plan(probed, prepared.weights, options.priors, options.fixed)
 
 
 def _has_detached(probed: Probed) -> bool:

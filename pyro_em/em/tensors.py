@@ -84,9 +84,7 @@ class TensorEngine:
 
     def serves(self) -> bool:
         """Whether the program says here, at a start where it was not probed, what its tensors say."""
-        if isinstance(self.model, BatchedModel):
-            return self.model.fits()
-        return self.agreement is None or self.agreement.holds(self.theta, self.model)
+        return self.agreement is None or self.agreement.holds(self.theta, self._in_memory)
 
     @property
     def dtype(self) -> torch.dtype:
