@@ -91,7 +91,8 @@ class EM:
             batch.
         on_degenerate: what to do about a component that collapses (its spread goes to nothing about a few equal data):
             ``"raise"`` a :class:`~pyro_em.errors.DegenerateError`, hold its spread at a ``"floor"`` (a millionth of the
-            data's variance), ``"drop"`` its state, or ``"restart"`` elsewhere.
+            data's variance), ``"drop"`` its state, or ``"restart"`` elsewhere. What only the gradient can move is
+            neither held nor dropped, but raises.
         on_decrease: what to do when the objective falls by more than rounding: ``"raise"``, ``"warn"`` and go on, or
             ``"revert"`` to the parameters before and stop.
 
