@@ -6,6 +6,7 @@ instead, so that nothing carries over and small parameters do not cost one updat
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -16,7 +17,7 @@ from pyro.optim.optim import PyroOptim
 from pyro.params.param_store import module_from_param_with_module_name, user_param_name
 from torch import Tensor
 
-__all__ = ["LBFGS", "Optimizer", "OptimizerSpec"]
+__all__ = ["LBFGS", "TRIAL", "Optimizer", "OptimizerSpec", "climbing"]
 
 OptimizerSpec: TypeAlias = PyroOptim | Callable[[Iterable[Any]], torch.optim.Optimizer]
 
@@ -30,6 +31,13 @@ class LBFGS(torch.optim.LBFGS):
 
     add_param_group = inspect.unwrap(torch.optim.LBFGS.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.LBFGS.zero_grad)
+
+
+# With a line search that asks for enough curvature (Nocedal & Wright 2006, algorithm 3.5): its steps never descend.
+climbing = functools.partial(LBFGS, history_size=20, line_search_fn="strong_wolfe")
+
+# To see whether there is anything to gain, as far as arithmetic goes.
+TRIAL = functools.partial(climbing, max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-15)
 
 
 class Optimizer:

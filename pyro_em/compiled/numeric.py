@@ -12,7 +12,7 @@ from torch.distributions import transform_to
 from pyro_em.compiled.cells import Book
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.families import expected_log_likelihood
-from pyro_em.optim import LBFGS
+from pyro_em.optim import climbing
 from pyro_em.probing import Coordinates
 
 __all__ = ["climb", "expected"]
@@ -45,10 +45,7 @@ def climb(q: Callable[[Tensor], Tensor], coordinates: Coordinates, theta: Tensor
         moved = {**values, **{n: maps[n](points[n]) for n in maps}}
         return torch.cat([moved[n].reshape(-1) for n in coordinates.shapes])
 
-    optimizer = LBFGS(
-        list(points.values()), max_iter=200, history_size=20, tolerance_grad=1e-11, tolerance_change=1e-14,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    optimizer = climbing(list(points.values()), max_iter=200, tolerance_grad=1e-11, tolerance_change=1e-14)
 
     def closure() -> float:
         optimizer.zero_grad()

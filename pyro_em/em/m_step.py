@@ -16,26 +16,11 @@ from torch import Tensor
 
 from pyro_em.em.stopping import rounding
 from pyro_em.errors import ModelError
-from pyro_em.optim import LBFGS, Optimizer, OptimizerSpec
+from pyro_em.optim import TRIAL, Optimizer, OptimizerSpec, climbing
 
 __all__ = ["Ascent", "GradientMStep"]
 
-DEFAULT = functools.partial(
-    LBFGS,
-    max_iter=20,
-    history_size=20,
-    tolerance_grad=1e-8,
-    tolerance_change=1e-10,
-    line_search_fn="strong_wolfe",
-)
-TRIAL = functools.partial(
-    LBFGS,
-    max_iter=100,
-    history_size=20,
-    tolerance_grad=1e-12,
-    tolerance_change=1e-15,
-    line_search_fn="strong_wolfe",
-)
+DEFAULT = functools.partial(climbing, max_iter=20, tolerance_grad=1e-8, tolerance_change=1e-10)
 
 
 @dataclass(frozen=True)

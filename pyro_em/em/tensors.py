@@ -27,7 +27,7 @@ from pyro_em.em.placing import by_rows, drawn, members
 from pyro_em.em.stopping import resolution
 from pyro_em.errors import DegenerateError, ModelError
 from pyro_em.graph import Variable
-from pyro_em.optim import LBFGS
+from pyro_em.optim import TRIAL
 from pyro_em.params import ParamSpace
 
 __all__ = ["TensorEngine", "TensorExpectation"]
@@ -174,10 +174,7 @@ class TensorEngine:
         start, point = self.expect().objective, self.coordinates().requires_grad_(True)
         if not len(point):
             return False
-        optimizer = LBFGS(
-            [point], max_iter=100, history_size=20, tolerance_grad=1e-12, tolerance_change=1e-15,
-            line_search_fn="strong_wolfe",
-        )  # fmt: skip
+        optimizer = TRIAL([point])
 
         def closure() -> float:
             optimizer.zero_grad()
