@@ -24,7 +24,7 @@ from pyro_em.graph.factor import row_weights
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
 from pyro_em.probing.trim import trimmed
 
-__all__ = ["Expectation", "TensorModel", "assemble", "tensor_model"]
+__all__ = ["Expectation", "TensorModel", "assemble", "book_of", "tensor_model"]
 
 
 @dataclass(frozen=True)
@@ -138,31 +138,37 @@ def tensor_model(
     parts = {s.name: s.parts for s in cellular if isinstance(s.parts, SiteParts)}
     known = cellular if union is None else [union[s.name] for s in cellular]
     books = tuple(with_origin(book, parts) for book in books_of(known, coordinates))
-    return assemble(sites, books, coordinates, scales, plate_weights, union is not None)
+    if union is None:
+        cells = {name: cell for book in books for name, cell in book.maps.items()}
+    else:
+        cells = {s.name: located(book_of(books, s.name), s, coordinates) for s in cellular}
+    return assemble(sites, books, cells, coordinates, scales, plate_weights)
+
+
+def book_of(books: Sequence[Book], name: str) -> Book:
+    """The book that has a site."""
+    return next(book for book in books if name in book.maps)
 
 
 def assemble(
     sites: Sequence[ProbedSite],
     books: tuple[Book, ...],
+    cells: Mapping[str, Tensor],
     coordinates: Coordinates,
     scales: Mapping[str, float],
     plate_weights: Mapping[str, Tensor],
-    is_batch: bool,
 ) -> TensorModel:
-    """The tensors of sites whose books are known; sites in no book are kept by element.
+    """The tensors of sites whose books are known.
 
     Args:
-        is_batch: whether the books are of more data than these.
+        cells: which of its book's cells each element of a site uses; sites that have none are kept by element.
     """
-    book_of = {name: book for book in books for name in book.maps}
-    factors: list[AnyFactor] = []
-    for site in sites:
-        book = book_of.get(site.name)
-        if book is None:
-            factors.append(element_factor(site, coordinates, plate_weights))
-        else:
-            cell = located(book, site, coordinates) if is_batch else book.maps[site.name]
-            factors.append(_factor(site, book, cell, plate_weights))
+    factors: list[AnyFactor] = [
+        _factor(s, book_of(books, s.name), cells[s.name], plate_weights)
+        if s.name in cells
+        else element_factor(s, coordinates, plate_weights)
+        for s in sites
+    ]
     mixtures, generals, chains, base = [], [], [], 0.0
     for group in connected(factors):
         scale = scales[group[0].name]

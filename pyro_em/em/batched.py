@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled import Expectation, TensorModel
-from pyro_em.compiled.model import assemble
+from pyro_em.compiled.cells import located
+from pyro_em.compiled.model import assemble, book_of
 from pyro_em.compiled.pieces import Held, Piece, Pieces
 from pyro_em.compiled.point import Values
 from pyro_em.em.reading import Reader
 from pyro_em.em.shares import Share, Stream, may_be_held
 from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
-from pyro_em.probing import Coordinates
+from pyro_em.probing import Coordinates, ProbedSite, Selected
 
 __all__ = ["BatchedModel", "Passes"]
 
@@ -76,7 +77,23 @@ class BatchedModel:
         sites = [s for n, s in found.items() if n in names]
         scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in sites}
         own = datum_weights({n: nodes[n] for s in self.reader.probed.sites.values() for n in s.members})
-        return assemble(sites, self.first.books, self.coordinates, scales, together(own, share.weights), True)
+        cells = {s.name: self._cell(s) for s in sites if s.name in self.reader.union}
+        return assemble(sites, self.first.books, cells, self.coordinates, scales, together(own, share.weights))
+
+    def _cell(self, site: ProbedSite) -> Tensor:
+        """Where a site's elements stand among the cells of its book."""
+        book = book_of(self.first.books, site.name)
+        if site.name in self.reader.varying:
+            return located(book, site, self.coordinates)
+        # all batches have the same selections, but for axes of one that a batch of one row has lost
+        key = site.name, tuple(r.index.shape for r in site.routes.values() if isinstance(r, Selected))
+        if key not in self._cells:
+            self._cells[key] = located(book, site, self.coordinates)
+        return self._cells[key]
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, tuple[torch.Size, ...]], Tensor]:
+        return {}
 
     def _pieces(self, theta: Tensor) -> Iterator[Piece]:
         """Each batch's sites by element, with their posteriors at theta."""
