@@ -135,11 +135,14 @@ def open_reader(
     distinct = tuple(distinct_values(space.distinct())[:2])
     reader = Reader(probed, {s.name: s for s in known}, space, space.snapshot(), distinct)
     union = {s.name: condensed(trimmed(s)) for s in known if s.name not in by_element}
-    varying = _varying(reader, stream, union)
-    if varying is None or varying & set(by_element):
-        return None
-    reader = replace(reader, varying=varying)
-    if (varying or reader.has_designs) and not _unite(reader, stream, union):
+    try:
+        varying = _varying(reader, stream, union)
+        if varying is None or varying & set(by_element):
+            return None
+        reader = replace(reader, varying=varying)
+        if (varying or reader.has_designs) and not _unite(reader, stream, union):
+            return None
+    except ModelError:  # a batch does not run at other parameters
         return None
     sites = {n: _with_links(s, union[n]) if n in varying else s for n, s in reader.known.items()}
     return replace(reader, known=sites, union=union)
@@ -168,21 +171,15 @@ def _varying(reader: Reader, stream: Stream, union: dict[str, ProbedSite]) -> fr
 def _unite(reader: Reader, stream: Stream, union: dict[str, ProbedSite]) -> bool:
     """Probe all batches and gather what varies in ``union``; whether they are of one kind."""
     for share in stream:
-        own, known = _probed(reader, share), reader.known
-        if own is None or not all(n in own and are_of_a_kind(own[n], s, reader.coordinates) for n, s in known.items()):
+        program, known = share.inference.program, reader.known
+        own = probe(program, reader.space, share.args, share.kwargs, Intervention()).sites
+        if not all(n in own and are_of_a_kind(own[n], s, reader.coordinates) for n, s in known.items()):
             return False
         for name in reader.varying:
             union[name] = united(union[name], condensed(trimmed(own[name])))
             if not may_be_held(_size(union[name])):  # it has arguments of its own for every datum
                 return False
     return True
-
-
-def _probed(reader: Reader, share: Share) -> dict[str, ProbedSite] | None:
-    try:
-        return probe(share.inference.program, reader.space, share.args, share.kwargs, Intervention()).sites
-    except ModelError:
-        return None
 
 
 def _with_family(site: ProbedSite, parts: SiteParts) -> ProbedSite:
