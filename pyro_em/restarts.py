@@ -32,8 +32,8 @@ class Run:
 
 
 @dataclass
-class _Best:
-    """The best run so far."""
+class _Ended:
+    """Where a run ended."""
 
     objective: float
     restart: int
@@ -85,12 +85,12 @@ def _once(problem: Problem, strategy: Strategy, loop: Loop, attempt: int, cap: i
 def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) -> Run:
     short = getattr(strategy, "short_run", None)
     rows: list[StepInfo] = []
-    best: _Best | None = None
+    ended: list[_Ended] = []
     last_error: DegenerateError | StartError | None = None
     for attempt in range(restarts):
         try:
             state = _once(problem, strategy, loop, attempt, short, rows)
-            if best is not None and state.objective is not None and state.objective <= best.objective:
+            if short is None and ended and state.objective is not None and state.objective <= ended[0].objective:
                 continue
             objective = strategy.evaluate(problem, state).objective
         except (DegenerateError, StartError) as error:
@@ -98,24 +98,32 @@ def _best_of(problem: Problem, strategy: Strategy, loop: Loop, restarts: int) ->
                 raise  # these are the user's own values
             last_error = error
             continue
-        if best is None or math.isnan(best.objective) or objective > best.objective:
-            steps = rows[-1].step if rows else 0
-            best = _Best(objective, attempt, steps, state, problem.space.snapshot())
+        steps = rows[-1].step if rows else 0
+        ended.append(_Ended(objective, attempt, steps, state, problem.space.snapshot()))
+        ended.sort(key=lambda run: -math.inf if math.isnan(run.objective) else run.objective, reverse=True)
+        if ended[0].restart == attempt:
             problem.space.save()
-    if best is None:
-        assert last_error is not None
-        raise last_error
+        if short is None:
+            del ended[1:]
     if short is not None:
-        return _continued(problem, strategy, loop, rows, best)
-    problem.space.recall()
-    return Run(rows, best.state, best.steps)
+        for run in ended:
+            try:
+                return _continued(problem, strategy, loop, rows, run)
+            except DegenerateError as error:
+                last_error = error
+    elif ended:
+        problem.space.recall()
+        return Run(rows, ended[0].state, ended[0].steps)
+    assert last_error is not None
+    raise last_error
 
 
-def _continued(problem: Problem, strategy: Strategy, loop: Loop, rows: list[StepInfo], best: _Best) -> Run:
-    """The best short run, to its end."""
-    problem = replace(problem, start=lambda: problem.space.restore(best.point), attempt=None)
+def _continued(problem: Problem, strategy: Strategy, loop: Loop, rows: list[StepInfo], short: _Ended) -> Run:
+    """A short run, to its end; its rows stay when it collapses."""
+    problem = replace(problem, start=lambda: problem.space.restore(short.point), attempt=None)
     more: list[StepInfo] = []
-    state = loop(problem, strategy.init(problem), None, more)
-    tail = [replace(row, step=row.step + best.steps, restart=best.restart) for row in more if row.step]
-    rows = rows + tail
+    try:
+        state = loop(problem, strategy.init(problem), None, more)
+    finally:
+        rows += [replace(row, step=row.step + short.steps, restart=short.restart) for row in more if row.step]
     return Run(rows, state, rows[-1].step if rows else 0)

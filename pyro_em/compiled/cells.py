@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
+from math import prod
 
 import torch
 from torch import Tensor
@@ -181,7 +182,7 @@ def _book(members: list[ProbedSite], coordinates: Coordinates) -> Book:
         rows[a.name], maps[a.name] = _unique_blocks(indices, a.rank)
     over = [torch.broadcast_tensors(*(maps[a][i] for a in arguments)) for i in range(len(members))]
     pairs = torch.cat([torch.stack([t.reshape(-1) for t in group], 1) for group in over])
-    cells, inverse = torch.unique(pairs, dim=0, return_inverse=True)
+    _, cells, inverse = _distinct(pairs)
     shapes = [group[0].shape for group in over]
     pieces = inverse.split([shape.numel() for shape in shapes])
     owner = coordinates.owner()
@@ -224,11 +225,25 @@ def _positions(known: Tensor, wanted: Tensor, name: str) -> Tensor:
         found = torch.searchsorted(known[:, 0].contiguous(), wanted[:, 0].contiguous()).clamp_max(len(known) - 1)
         same = bool((known[found] == wanted).all())
     else:
-        rows, inverse = torch.unique(torch.cat([known, wanted]), dim=0, return_inverse=True)
-        found, same = inverse[len(known) :], len(rows) == len(known)
+        count, _, inverse = _distinct(torch.cat([known, wanted]))
+        found, same = inverse[len(known) :], count == len(known)
     if not same:
         raise ModelError(f"Arguments of site {name!r} in a batch are not what they were in the pass before.")
     return found
+
+
+def _distinct(rows: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many distinct rows of non-negative integers there are; these, in order; and which of them each row is."""
+    sizes = [int(column.max()) + 1 if len(rows) else 1 for column in rows.unbind(1)]
+    if prod(sizes) >= 2**62:
+        found, inverse = torch.unique(rows, dim=0, return_inverse=True)
+        return len(found), found, inverse
+    keys = torch.zeros(len(rows), dtype=torch.long)  # one number for each row, which sorts as the row does
+    for column, size in zip(rows.unbind(1), sizes, strict=True):
+        keys = keys * size + column
+    kept, inverse = torch.unique(keys, return_inverse=True)
+    first = torch.full((len(kept),), len(rows)).scatter_reduce(0, inverse, torch.arange(len(rows)), "amin")
+    return len(kept), rows[first], inverse
 
 
 def _behind_theta(route: Selected, constants: Tensor, start: int) -> Tensor:
@@ -242,8 +257,11 @@ def _behind_theta(route: Selected, constants: Tensor, start: int) -> Tensor:
 def _unique_blocks(indices: list[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
     """The distinct blocks among index maps, and for each map which one stands where."""
     block = indices[0].shape[indices[0].dim() - rank :]
-    flat = torch.cat([i.reshape(-1, *block).flatten(1) if rank else i.reshape(-1, 1) for i in indices])
-    rows, inverse = torch.unique(flat, dim=0, return_inverse=True)
+    if rank:
+        flat = torch.cat([i.reshape(-1, *block).flatten(1) for i in indices])
+        rows, inverse = torch.unique(flat, dim=0, return_inverse=True)
+    else:  # the same by rows takes many times as long
+        rows, inverse = torch.unique(torch.cat([i.reshape(-1) for i in indices]), return_inverse=True)
     shapes = [i.shape[: i.dim() - rank] for i in indices]
     pieces = inverse.split([torch.Size(shape).numel() for shape in shapes])
     return rows.reshape(-1, *block), [p.reshape(shape) for p, shape in zip(pieces, shapes, strict=True)]

@@ -8,11 +8,44 @@ import torch
 from torch import Tensor
 
 from pyro_em.compiled.factor import TensorFactor
-from pyro_em.compiled.model import TensorModel
+from pyro_em.compiled.maximise import Maximiser, Moved
+from pyro_em.compiled.model import Expectation, TensorModel
+from pyro_em.compiled.point import Point
 from pyro_em.errors import DegenerateError
 from pyro_em.families.categorical import Categorical
 
-__all__ = ["without_component"]
+__all__ = ["Element", "maximised", "without_component"]
+
+Element = tuple[str, tuple[int, ...]]  # a parameter, and which of its elements
+
+
+def maximised(
+    maximiser: Maximiser,
+    model: TensorModel,
+    theta: Tensor,
+    found: Expectation,
+    free: Collection[str],
+    drops: bool,
+    point: Point | None = None,
+) -> tuple[Moved, frozenset[Element]]:
+    """The M-step, without components that collapse in it; and the elements of parameters that did.
+
+    Args:
+        free: names of parameters that may move.
+        drops: whether to go on without them.
+        point: what the books make of theta, where that is known.
+
+    Raises:
+        DegenerateError: a component collapsed, and may not or cannot be dropped.
+    """
+    stats, dropped = found.stats, frozenset[Element]()
+    while True:
+        try:
+            return maximiser.maximise(theta, stats, found.pieces, point), dropped
+        except DegenerateError as error:
+            if not drops:
+                raise
+            stats, dropped = without_component(model, stats, error, free), dropped | {(error.param, error.element)}
 
 
 def without_component(

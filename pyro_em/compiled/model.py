@@ -22,6 +22,8 @@ from pyro_em.compiled.point import AnyFactor, Point, Tally, Values
 from pyro_em.compiled.sparse import sparse_factor
 from pyro_em.graph.factor import row_weights
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
+from pyro_em.probing.condensed import AllBatches
+from pyro_em.probing.moments import moments_of
 from pyro_em.probing.trim import trimmed
 
 __all__ = ["Expectation", "TensorModel", "assemble", "book_of", "tensor_model"]
@@ -122,7 +124,7 @@ def tensor_model(
     scales: Mapping[str, float],
     plate_weights: Mapping[str, Tensor],
     by_element: Collection[str] = (),
-    union: Mapping[str, ProbedSite] | None = None,
+    union: AllBatches | None = None,
 ) -> TensorModel:
     """Compile probed sites.
 
@@ -131,13 +133,15 @@ def tensor_model(
         by_element: those with an affine argument, or that share parameters with one.
         scales: ``poutine.scale`` by site.
         plate_weights: weights of the data by plate.
-        union: of a first batch, the same sites of all batches, condensed.
+        union: of a first batch, what is known of all.
     """
     sites = [trimmed(s) for s in sites]
     cellular = [s for s in sites if s.name not in by_element]
     parts = {s.name: s.parts for s in cellular if isinstance(s.parts, SiteParts)}
-    known = cellular if union is None else [union[s.name] for s in cellular]
-    books = tuple(with_origin(book, parts) for book in books_of(known, coordinates))
+    known = cellular if union is None else [union.sites[s.name] for s in cellular]
+    located_parts = {n: p for n, p in parts.items() if any(a.location for a in p.family.args)}
+    moments = {n: moments_of(p) for n, p in located_parts.items()} if union is None else union.moments
+    books = tuple(with_origin(book, parts, moments, coordinates) for book in books_of(known, coordinates))
     if union is None:
         cells = {name: cell for book in books for name, cell in book.maps.items()}
     else:

@@ -18,6 +18,7 @@ from pyro_em.errors import ModelError
 from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
+from pyro_em.probing.condensed import AllBatches
 
 __all__ = ["Plan", "connected", "known_sites", "make_plan"]
 
@@ -61,12 +62,12 @@ def make_plan(
     plate_weights: Mapping[str, Tensor],
     counts_priors: bool,
     fixed: Collection[str],
-    union: Mapping[str, ProbedSite] | None = None,
+    union: AllBatches | None = None,
 ) -> Plan:
     """Divide a probed model.
 
     Args:
-        union: of a first batch, the sites of selections of all batches, condensed.
+        union: of a first batch, what is known of all.
     """
     coordinates = probed.coordinates
     gradient = _opaque(probed)

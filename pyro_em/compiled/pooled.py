@@ -18,6 +18,7 @@ from pyro_em.families import Cells, Family
 from pyro_em.families.newton import newton_in_pieces
 from pyro_em.families.pieces import solve_in_pieces
 from pyro_em.probing import LINKS
+from pyro_em.probing.moments import Moments
 
 __all__ = ["Key", "Pooled"]
 
@@ -53,7 +54,7 @@ class Pooled:
         if not self.is_spread:
             return False
         pool = self._pool(factors, theta)
-        data = self.variances[0] if self.variances else _Moments().add(pool).largest()
+        data = self.variances[0] if self.variances else _Units().add(pool).largest()
         return is_low(pool.present, data, slack)
 
     def solve(self, theta: Tensor, pieces: Pieces, guard: Guard) -> Tensor:
@@ -74,7 +75,7 @@ class Pooled:
             start = {name: pool.present}
             found = newton_in_pieces(pool.family, (name,), lambda: self._cells(pieces, theta, _Seen()), start)[name]
         if self.is_spread:
-            self.variances[:] = [seen.moments.largest()]
+            self.variances[:] = [seen.units.largest()]
             found = self._guarded(pool, found, seen, guard)
         inverse = LINKS[link].inverse(found).reshape(len(pool.values), -1)
         inside = torch.isin(pool.values, self.movable) & torch.isfinite(inverse)
@@ -161,45 +162,48 @@ def _shape(factor: ElementFactor) -> tuple[int, int, int]:
 
 
 @dataclass
-class _Moments:
-    """Counts, means and sums of squares of the data of each site, and which values it uses."""
+class _Units:
+    """Moments of the data of each site, and which values it uses."""
 
-    parts: list[tuple[int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    parts: list[tuple[Moments, Tensor]] = field(default_factory=list)
 
-    def add(self, pool: _Pool) -> _Moments:
-        """Count a piece (Chan, Golub & LeVeque 1983, equation 2.1)."""
+    def add(self, pool: _Pool) -> _Units:
+        """Count a piece."""
         before, self.parts, at = self.parts, [], 0
         for i, f in enumerate(pool.members):
-            x = f.data(slice(None)).flatten(0, 2)
             group = pool.group[at : at + prod(_shape(f))]
             at += prod(_shape(f))
-            used = torch.bincount(group, minlength=len(pool.values)) > 0
-            count, mean = len(x), x.mean(0)
-            squares = (x - mean).square().sum(0)
+            found, used = Moments.of(_present(f), (0, 1, 2)), torch.bincount(group, minlength=len(pool.values)) > 0
             if before:
-                old, centre, rest, seen = before[i]
-                apart = mean - centre
-                squares = squares + rest + apart.square() * (old * count / (old + count))
-                count, mean, used = old + count, centre + apart * (count / (old + count)), used | seen
-            self.parts.append((count, mean, squares, used))
+                found, used = before[i][0] + found, before[i][1] | used
+            self.parts.append((found, used))
         return self
 
     def largest(self) -> Tensor:
         """Of the data behind each value, the largest variance among its sites, shape (G,) or (G, D)."""
         found = [
-            torch.where(used.reshape(-1, *[1] * squares.dim()), squares / count, 0.0)
-            for count, _, squares, used in self.parts
+            torch.where(used.reshape(-1, *[1] * seen.squares.dim()), seen.squares / seen.count.clamp_min(1), 0.0)
+            for seen, used in self.parts
         ]
         return torch.stack(found).amax(0)
 
 
+def _present(factor: ElementFactor) -> Tensor:
+    """A site's data, NaN where a mask hides them."""
+    x = factor.data(slice(None))
+    if factor.mask is None:
+        return x
+    seen = factor.mask.any(1, keepdim=True)
+    return torch.where(seen.reshape(*seen.shape, *[1] * (x.dim() - 3)), x, torch.nan)
+
+
 @dataclass
 class _Seen:
-    """What a pass leaves behind: the first pool, whose values are those of all, counts, and moments for spreads."""
+    """What a pass leaves behind: the first pool, whose values are those of all, counts, and units for spreads."""
 
     pools: list[_Pool] = field(default_factory=list)
     counted: list[Tensor] = field(default_factory=list)
-    moments: _Moments = field(default_factory=_Moments)
+    units: _Units = field(default_factory=_Units)
 
     @property
     def pool(self) -> _Pool:
@@ -216,4 +220,4 @@ class _Seen:
         if is_spread:
             counts = cells.pool(cells.stats[:, -1])
             self.counted = [self.counted[0] + counts if self.counted else counts]
-            self.moments.add(pool)
+            self.units.add(pool)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_em.compiled import TensorModel
 from pyro_em.compiled.plan import Plan, make_plan
+from pyro_em.em.batched import BatchedModel
 from pyro_em.em.checks import Prepared
 from pyro_em.graph import FactorGraph, Intervention, log_evidence_terms
 from pyro_em.params import ParamSpace
@@ -72,12 +73,27 @@ class Agreement:
             if not whole and graph is None and not self._is_explained():
                 return False
             graph = inference.graph(args, kwargs, look) if graph is None else graph
-            terms = [t.scaled for t in log_evidence_terms(graph.counted(weights))]
-        traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5
         if not whole:
             if not self._plan.is_complete:
                 return False
             model = self._plan.model
+        return self._is_same(theta, model, graph.counted(weights))
+
+    def holds_in_batches(self, theta: Tensor, batches: BatchedModel) -> bool:
+        """Whether both agree at theta, which must be in place in the program, on every batch."""
+        with aside(), pyro.validation_enabled(False):
+            for share in batches.stream:
+                with torch.no_grad():
+                    graph = share.graph()
+                if not self._is_same(theta, batches.of(share), graph):
+                    return False
+        return True
+
+    def _is_same(self, theta: Tensor, model: TensorModel, graph: FactorGraph) -> bool:
+        """Whether log evidences are the same, but for rounding."""
+        with torch.no_grad():
+            terms = [t.scaled for t in log_evidence_terms(graph)]
+        traced, spread = float(sum(t.sum() for t in terms)), float(sum(t.square().sum() for t in terms)) ** 0.5
         found = model.expect(theta)
         compiled = found.log_evidence
         cancelled = 64 * torch.finfo(model.dtype).eps * found.magnitude

@@ -77,7 +77,7 @@ class BatchedModel:
         sites = [s for n, s in found.items() if n in names]
         scales = {s.name: site_scale(s.name, nodes[s.members[0]]) for s in sites}
         own = datum_weights({n: nodes[n] for s in self.reader.probed.sites.values() for n in s.members})
-        cells = {s.name: self._cell(s) for s in sites if s.name in self.reader.union}
+        cells = {s.name: self._cell(s) for s in sites if s.name in self.reader.union.sites}
         return assemble(sites, self.first.books, cells, self.coordinates, scales, together(own, share.weights))
 
     def _cell(self, site: ProbedSite) -> Tensor:

@@ -90,6 +90,10 @@ class Engine(Protocol):
         """The M-step, in place; whether it was accepted."""
         ...
 
+    def refuse(self, expectation: Any) -> None:
+        """Raise DegenerateError where a component has collapsed that no M-step has seen."""
+        ...
+
     def can_gain(self, nats: float) -> bool:
         """Whether a climb of the objective itself would raise it by this much."""
         ...
@@ -173,7 +177,8 @@ def choose_engine(
         return _tensors(plan.model, maximiser, space, options, agreement), report(plan)
     if plan.is_complete:
         return _traced(prepared, space, options, stream, DISAGREES, prepared.at_start)
-    return MixedEngine(prepared, space, plan, maximiser, options.priors), report(plan)
+    drops = options.on_degenerate == "drop"
+    return MixedEngine(prepared, space, plan, maximiser, options.priors, drops), report(plan)
 
 
 def _in_batches(
@@ -188,15 +193,15 @@ def _in_batches(
     probed = replace(probed, sites={**probed.sites, **reader.known})
     plan = make_plan(probed, prepared.weights, options.priors, options.fixed, reader.union)
     maximiser, rows = _maximiser(plan, options), report(_of_all_batches(plan, reader))
-    batches = BatchedModel(plan.model, reader, stream)
+    batches, drops = BatchedModel(plan.model, reader, stream), options.on_degenerate == "drop"
     if plan.is_complete:
         return _tensors(batches, maximiser, space, options, agreement), rows
-    return MixedEngine(prepared, space, plan, maximiser, options.priors, batches), rows
+    return MixedEngine(prepared, space, plan, maximiser, options.priors, drops, batches), rows
 
 
 def _of_all_batches(plan: Plan, reader: Reader) -> Plan:
     """The plan with the routes of all batches, to report on."""
-    routes = {n: replace(plan.probed.sites[n], routes=reader.union[n].routes) for n in reader.varying}
+    routes = {n: replace(plan.probed.sites[n], routes=reader.union.sites[n].routes) for n in reader.varying}
     return replace(plan, probed=replace(plan.probed, sites={**plan.probed.sites, **routes}))
 
 

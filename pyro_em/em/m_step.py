@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,25 @@ class GradientMStep:
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
 
 
+STEEP = 1e-3  # nats per unit of an unconstrained coordinate
+MANY = 32  # elements of a leaf that are climbed one by one
+
+
+@contextmanager
+def _only(leaf: Tensor, element: int | None) -> Iterator[None]:
+    """Let gradients reach one element of a leaf alone, for the body of a ``with``."""
+    if element is None:
+        yield
+        return
+    mask = torch.zeros_like(leaf)
+    mask.view(-1)[element] = 1.0
+    hook = leaf.register_hook(lambda slope: slope * mask)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class _Enough(Exception):
     """The question is answered before the optimiser is done."""
 
@@ -56,8 +76,8 @@ class Ascent:
     L-BFGS starts anew each time, since its curvature pairs belong to the previous Q; other optimisers carry their
     moments along. A rejected update halves the learning rate, so that a direction of ascent is found out in the end.
 
-    At a kink in one parameter (the location of a Laplace, on a datum) no step of all of them may gain, though others
-    could go on: once that is seen, each update is followed by a climb of one parameter after the other.
+    At a kink in one element (the location of a Laplace, on a datum) no step of all of them may gain, though others
+    could go on: once that is seen, each update is followed by a climb of one element after the other.
 
     Attributes:
         spec: how Q is raised.
@@ -65,7 +85,7 @@ class Ascent:
         dtype: what limits the meaning of a change of Q.
         rejections: how often in a row an update was undone.
         undefined: parameters in which the last gradient of the objective was infinite or NaN.
-        in_turn: whether parameters are climbed one after the other, too.
+        in_turn: whether elements of parameters are climbed one after the other, too.
     """
 
     spec: GradientMStep
@@ -114,30 +134,43 @@ class Ascent:
             return value
 
         try:
-            for i, leaves in enumerate(self._parts()):
-                try:
-                    _climb(guarded, Optimizer(TRIAL, leaves), 1)
-                except _Enough:
-                    self.in_turn = self.in_turn or i > 0
-                    return True
-                self._restore(before)
-            return False
+            _climb(guarded, Optimizer(TRIAL, self.leaves), 1)
+            return self._is_at_a_kink(objective) and self._one_can(guarded, before)
+        except _Enough:
+            return True
         finally:
             self._restore(before)
             for leaf in self.leaves.values():
                 leaf.grad = None
 
-    def _parts(self) -> Iterator[dict[str, Tensor]]:
-        """All leaves, then each on its own."""
-        yield self.leaves
-        if len(self.leaves) > 1:
-            yield from ({name: leaf} for name, leaf in self.leaves.items())
+    def _is_at_a_kink(self, objective: Callable[[], Tensor]) -> bool:
+        """Whether there still is a slope where a climb has come to its end."""
+        slopes = [s for s in self._slopes(objective) if s is not None]
+        return any(bool((s.abs() > STEEP).any()) for s in slopes)
+
+    def _one_can(self, guarded: Callable[[], Tensor], before: list[Tensor]) -> bool:
+        """Whether a climb of one element alone gets far enough."""
+        for leaf, element in self._elements():
+            self._restore(before)
+            try:
+                with _only(leaf, element):
+                    _climb(guarded, Optimizer(TRIAL, {"": leaf}), 1)
+            except _Enough:
+                self.in_turn = True
+                return True
+        return False
+
+    def _elements(self) -> Iterator[tuple[Tensor, int | None]]:
+        """Each element of small leaves, larger ones whole."""
+        for leaf in self.leaves.values():
+            yield from ((leaf, i) for i in range(leaf.numel())) if 1 < leaf.numel() <= MANY else [(leaf, None)]
 
     def _in_turn(self, q: Callable[[], Tensor], value: float) -> float:
-        """Climb one leaf after the other; ``q`` where they end."""
-        for name, leaf in self.leaves.items():
+        """Climb one element after the other; ``q`` where they end."""
+        for leaf, element in self._elements():
             before = leaf.detach().clone()
-            reached = _climb(q, Optimizer(self.spec.optim, {name: leaf}), self.spec.num_steps)
+            with _only(leaf, element):
+                reached = _climb(q, Optimizer(self.spec.optim, {"": leaf}), self.spec.num_steps)
             if reached >= value and bool(torch.isfinite(leaf).all()):
                 value = reached
             else:
@@ -145,13 +178,15 @@ class Ascent:
         return value
 
     def _undefined(self, objective: Callable[[], Tensor]) -> tuple[str, ...]:
+        slopes = zip(self.leaves, self._slopes(objective), strict=True)
+        return tuple(name for name, slope in slopes if slope is not None and not bool(torch.isfinite(slope).all()))
+
+    def _slopes(self, objective: Callable[[], Tensor]) -> Sequence[Tensor | None]:
         with torch.enable_grad():
             value = objective()
         if not value.requires_grad:
-            return ()
-        found = torch.autograd.grad(value, list(self.leaves.values()), allow_unused=True)
-        slopes = zip(self.leaves, found, strict=True)
-        return tuple(name for name, slope in slopes if slope is not None and not bool(torch.isfinite(slope).all()))
+            return [None] * len(self.leaves)
+        return torch.autograd.grad(value, list(self.leaves.values()), allow_unused=True)
 
     def _copies(self) -> list[Tensor]:
         return [leaf.detach().clone() for leaf in self.leaves.values()]
@@ -178,7 +213,8 @@ def _climb(q: Callable[[], Tensor], optimizer: Optimizer, num_steps: int) -> flo
         try:
             with torch.enable_grad():
                 loss = -q()
-                loss.backward()
+                if loss.requires_grad:
+                    loss.backward()
         except ValueError as error:
             _raise_unless_outside(error)
             return torch.tensor(math.inf)  # the line search steps back

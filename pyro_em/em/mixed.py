@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
 from operator import add
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_em.compiled import Expectation
+from pyro_em.compiled.drop import Element, maximised
 from pyro_em.compiled.evaluate import ALL
 from pyro_em.compiled.maximise import Maximiser
 from pyro_em.compiled.plan import Plan
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.em.batched import BatchedModel, Passes
 from pyro_em.em.checks import Prepared
-from pyro_em.em.expectation import TracedExpectation, Weights
+from pyro_em.em.expectation import Posterior, TracedExpectation
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.part import Part
 from pyro_em.em.shares import whole
@@ -44,28 +45,31 @@ class MixedEngine(TracedEngine):
         plan: Plan,
         maximiser: Maximiser,
         priors: bool,
+        drops: bool,
         batches: BatchedModel | None = None,
     ) -> None:
         shares = whole(prepared) if batches is None else batches.stream
         at_start = prepared.at_start if batches is None else None
         super().__init__(prepared, space, GradientMStep(), tuple(plan.fixed), priors, shares, at_start)
-        self.plan, self.maximiser, self.batches = plan, maximiser, batches
-        free = space.free(tuple(plan.fixed))
-        rest = {name: leaf for name, leaf in free.items() if name in plan.gradient}
+        self.plan, self.maximiser, self.drops, self.batches = plan, maximiser, drops, batches
+        rest = {name: leaf for name, leaf in self.ascent.leaves.items() if name in plan.gradient}
         self.gradient = Ascent(GradientMStep(), rest, self.dtype)
-        self._part, self._is_trusted = Part.of(plan, space), False
+        self._part, self._is_trusted, self._gone = Part.of(plan, space), False, frozenset[Element]()
 
     def maximise(self, expectation: TracedExpectation) -> bool:
         """Raise Q in place: closed forms first.
 
         Raises:
-            DegenerateError: a component has collapsed.
+            DegenerateError: a component of a closed form collapsed, and is neither held nor dropped.
         """
-        self.refuse(expectation.narrow, self.gradient.leaves)
         with torch.no_grad():
-            theta = self.plan.probed.coordinates.flat(self.space.values())
+            theta = self._theta()
+            lifted = self.maximiser.is_held(theta, 1 - 1e-6)  # the floor lifts a start below it
             found = self._statistics(expectation, theta)
-            moved = self.maximiser.maximise(theta, found.stats, found.pieces).theta
+            given = self.maximiser, self.plan.model, theta, found
+            reached, dropped = maximised(*given, self.ascent.leaves, self.drops)
+            moved, self.breaks = reached.theta, lifted or not dropped <= self._gone
+            self._gone |= dropped  # their states keep a last trace of probability, as the program knows no zero
             before = float(self.q(expectation)) if self.plan.has_unknown_path else -torch.inf
             self._hand_over(theta, moved)
             if self.plan.has_unknown_path and float(self.q(expectation)) < before:
@@ -76,9 +80,23 @@ class MixedEngine(TracedEngine):
 
     def can_gain(self, nats: float) -> bool:
         """Whether L-BFGS on the objective itself would raise it by this much."""
+        if self.is_held():
+            return False  # at a floor the objective has an edge, which a climb would step over
         found = super().can_gain(nats)
         self.gradient.in_turn = self.ascent.in_turn
         return found
+
+    @property
+    def climbing(self) -> Ascent:
+        """The M-step of what the gradient moves."""
+        return self.gradient
+
+    def is_held(self) -> bool:
+        """Whether a spread is at the floor that ``on_degenerate`` asked for, or below."""
+        return self.maximiser.is_held(self._theta())
+
+    def _theta(self) -> Tensor:
+        return self.plan.probed.coordinates.flat(self.space.values())
 
     def _climb(self, expectation: TracedExpectation, stats: tuple[Tensor, ...]) -> bool:
         """Raise Q over the parameters of the gradient, by a part of it once that has gained what the whole does."""
@@ -116,29 +134,32 @@ class MixedEngine(TracedEngine):
 
     def _parts(self, expectation: TracedExpectation, theta: Tensor) -> Iterator[Expectation]:
         """The same, share by share."""
-        for share, weights in zip(self.shares, self.posteriors(expectation), strict=False):
+        for share, posterior in zip(self.shares, self.posteriors(expectation), strict=False):
             model = self.plan.model if self.batches is None else self.batches.of(share)
             tally = Tally.of(Point.at(theta, model.books, model.coordinates))
             for factor in model.factors:
-                tally.add(factor, self._posterior(factor, weights), ALL)
+                tally.add(factor, self._states(factor, posterior), ALL)
             yield model.expectation(tally, 0.0, 0.0)
 
-    def _posterior(self, factor: AnyFactor, weights: Weights) -> Tensor:
+    def _states(self, factor: AnyFactor, posterior: Posterior) -> Tensor:
         """The posterior of a factor's states, shape (rows, K)."""
         plates = self._plates[factor.name]
         if factor.stack is None:
-            return _by_rows(factor, weights[factor.name], plates)
+            weight = _once(posterior.cliques[factor.name], plates, [p.name for p in factor.plates], posterior.weights)
+            shape = factor.num_rows, factor.num_states
+            return weight.reshape(shape) if weight.dim() else weight.expand(shape)
         stack, found = factor.stack, []
         places = _places(stack.frames)
+        own = [p.name for p in stack.frames.plates]
         for name in stack.members:
             scope = self._scopes[name]
             axes = stack.frames.seat([places[v] for v in scope]).axes
             order = sorted(range(len(scope)), key=axes.__getitem__)
-            weight, start = weights[name], weights[name].dim() - len(scope)
-            found.append(weight.permute([*range(start), *(start + i for i in order)]))
-        own = {p.name for p in stack.frames.plates}
-        inner = [i for i, name in enumerate(plates[:-1]) if name not in own]
-        whole = torch.stack([w.amax(inner) if inner else w for w in found], len(own))
+            weight = posterior.cliques[name]
+            start = weight.dim() - len(scope)
+            weight = weight.permute([*range(start), *(start + i for i in order)])
+            found.append(_once(weight, plates[:-1], own, posterior.weights))
+        whole = torch.stack(found, len(own))
         gone = [i for i, p in enumerate((*stack.frames.plates, stack.time)) if p not in factor.plates]
         return (whole.sum(gone) if gone else whole).reshape(factor.num_rows, factor.num_states)
 
@@ -166,13 +187,16 @@ def _value(q: Callable[[], Tensor]) -> float:
         return float(q())
 
 
-def _by_rows(factor: AnyFactor, weight: Tensor, plates: tuple[str, ...]) -> Tensor:
-    """A clique's posterior over (*plates, *scope) as (rows, states); it is the same along inner plates, but where a
-    mask hides some of them.
+def _once(weight: Tensor, plates: Sequence[str], own: Collection[str], by_plate: Mapping[str, Tensor]) -> Tensor:
+    """A clique's posterior over (*plates, *scope) without inner plates: it is the same along these, but where a mask
+    hides some of their elements, and but for their weights, which count with the elements of the data.
+
+    Args:
+        own: the plates that stay.
+        by_plate: weights of elements.
     """
-    own = {p.name for p in factor.plates}
-    if weight.dim() == 0:
-        return weight.expand(factor.num_rows, factor.num_states)
-    inner = [i for i, name in enumerate(plates) if name not in own]
-    weight = weight.amax(inner) if inner else weight
-    return weight.reshape(factor.num_rows, factor.num_states)
+    inner = [i for i, name in enumerate(plates) if name not in own] if weight.dim() else []
+    for i in (i for i in inner if plates[i] in by_plate):
+        often = by_plate[plates[i]].reshape([-1 if axis == i else 1 for axis in range(weight.dim())])
+        weight = torch.where(often > 0, weight / often, 0.0)
+    return weight.amax(inner) if inner else weight

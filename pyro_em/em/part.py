@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.numeric import expected
 from pyro_em.compiled.plan import Plan
-from pyro_em.em.expectation import Weights
+from pyro_em.em.expectation import Posterior
 from pyro_em.em.shares import Share
 from pyro_em.graph import expected_log_joint
 from pyro_em.params import ParamSpace
@@ -49,7 +49,9 @@ class Part:
             return None
         return cls(plan, space, tuple(n for s in by_program for n in s.members))
 
-    def q(self, data: Callable[[], Iterable[tuple[Share, Weights]]], stats: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+    def q(
+        self, data: Callable[[], Iterable[tuple[Share, Posterior]]], stats: tuple[Tensor, ...]
+    ) -> Callable[[], Tensor]:
         """Q at the parameters in place, up to a constant, in nats; differentiable in their leaves.
 
         Args:
@@ -63,10 +65,10 @@ class Part:
             theta = [leaves[n].value().reshape(-1).to(torch.float64) for n in coordinates.shapes]
             known = expected(books, coordinates, {}, stats, torch.cat(theta))
             moved = [leaves[n].unconstrained for n in self.plan.gradient if n in leaves]
-            return known + summed((self._of_share(share, weights) for share, weights in data()), moved)
+            return known + summed((self._of_share(share, posterior) for share, posterior in data()), moved)
 
         return here
 
-    def _of_share(self, share: Share, weights: Weights) -> Tensor:
+    def _of_share(self, share: Share, posterior: Posterior) -> Tensor:
         """What the sites that only the program knows make of some data."""
-        return expected_log_joint(share.part(self.sites), [weights[n] for n in self.sites])
+        return expected_log_joint(share.part(self.sites), [posterior.cliques[n] for n in self.sites])

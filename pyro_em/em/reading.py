@@ -20,8 +20,9 @@ from pyro_em.graph import Intervention
 from pyro_em.graph.trace import Site
 from pyro_em.params import ParamSpace
 from pyro_em.probing import Affine, Coordinates, Probed, ProbedSite, Selected, SiteParts, probe
-from pyro_em.probing.condensed import condensed, united
+from pyro_em.probing.condensed import AllBatches, condensed, united
 from pyro_em.probing.coordinates import distinct_values
+from pyro_em.probing.moments import moments_of
 from pyro_em.probing.reread import are_explained, are_of_a_kind, reread
 from pyro_em.probing.runs import Run, run
 from pyro_em.probing.sites import as_independent
@@ -43,7 +44,7 @@ class Reader:
         at: their unconstrained values where designs are read: a predictor stays within range there.
         distinct: two sets of constrained values at which selections are told apart.
         varying: sites with selections that differ between data.
-        union: all batches' sites of selections, condensed.
+        union: what is known of all batches.
     """
 
     probed: Probed
@@ -52,7 +53,7 @@ class Reader:
     at: dict[str, Tensor]
     distinct: tuple[dict[str, Tensor], ...]
     varying: frozenset[str] = frozenset()
-    union: Mapping[str, ProbedSite] = field(default_factory=dict)
+    union: AllBatches = field(default_factory=lambda: AllBatches({}, {}))
 
     @property
     def coordinates(self) -> Coordinates:
@@ -134,7 +135,7 @@ def open_reader(
     """
     distinct = tuple(distinct_values(space.distinct())[:2])
     reader = Reader(probed, {s.name: s for s in known}, space, space.snapshot(), distinct)
-    union = {s.name: condensed(trimmed(s)) for s in known if s.name not in by_element}
+    union = AllBatches({s.name: condensed(trimmed(s)) for s in known if s.name not in by_element}, {})
     try:
         varying = _varying(reader, stream, union)
         if varying is None or varying & set(by_element):
@@ -144,13 +145,13 @@ def open_reader(
             return None
     except ModelError:  # a batch does not run at other parameters
         return None
-    sites = {n: _with_links(s, union[n]) if n in varying else s for n, s in reader.known.items()}
+    sites = {n: _with_links(s, union.sites[n]) if n in varying else s for n, s in reader.known.items()}
     return replace(reader, known=sites, union=union)
 
 
-def _varying(reader: Reader, stream: Stream, union: dict[str, ProbedSite]) -> frozenset[str] | None:
-    """Sites with selections of their own in some batch; families of the others are joined in ``union``. ``None`` where
-    a batch has other sites.
+def _varying(reader: Reader, stream: Stream, union: AllBatches) -> frozenset[str] | None:
+    """Sites with selections of their own in some batch; families of the others are joined, and moments added up, in
+    ``union``. ``None`` where a batch has other sites.
     """
     varying: set[str] = set()
     for share in stream:
@@ -163,21 +164,27 @@ def _varying(reader: Reader, stream: Stream, union: dict[str, ProbedSite]) -> fr
             if not are_explained(parts[n], s.routes, reader.coordinates, theta, stream.plates)
         }
         varying |= odd
-        for name in union.keys() - odd:
-            union[name] = _with_family(union[name], parts[name])
+        for name in union.sites:
+            if name not in odd:
+                union.sites[name] = _with_family(union.sites[name], parts[name])
+            if any(a.location for a in parts[name].family.args):
+                found = moments_of(parts[name])
+                union.moments[name] = union.moments[name] + found if name in union.moments else found
     return frozenset(varying)
 
 
-def _unite(reader: Reader, stream: Stream, union: dict[str, ProbedSite]) -> bool:
+def _unite(reader: Reader, stream: Stream, union: AllBatches) -> bool:
     """Probe all batches and gather what varies in ``union``; whether they are of one kind."""
     for share in stream:
         program, known = share.inference.program, reader.known
         own = probe(program, reader.space, share.args, share.kwargs, Intervention()).sites
         if not all(n in own and are_of_a_kind(own[n], s, reader.coordinates) for n, s in known.items()):
             return False
+        if not all(are_of_a_kind(own[n], union.sites[n], reader.coordinates) for n in reader.varying):
+            return False
         for name in reader.varying:
-            union[name] = united(union[name], condensed(trimmed(own[name])))
-            if not may_be_held(_size(union[name])):  # it has arguments of its own for every datum
+            whole = union.sites[name] = united(union.sites[name], condensed(trimmed(own[name])))
+            if not may_be_held(_size(whole)):  # it has arguments of its own for every datum
                 return False
     return True
 

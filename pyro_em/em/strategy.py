@@ -172,6 +172,7 @@ class EM:
         with pyro.validation_enabled(False) if state.engine.runs_program else nullcontext():
             leaps = self.accelerate is not None and not state.stochastic
             new = self._accelerated(state) if leaps else self._plain(state)
+            new.engine.refuse(new.expectation)
             new = replace(new, gains=()) if state.engine.breaks else self._judge(state, new, before)
         return new, StepInfo(new.step, new.objective)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from pyro_em.compiled import Expectation, TensorModel
-from pyro_em.compiled.drop import without_component
+from pyro_em.compiled.drop import maximised
 from pyro_em.compiled.evaluate import ALL
 from pyro_em.compiled.maximise import Maximiser, Moved
 from pyro_em.compiled.numeric import expected
@@ -25,7 +25,7 @@ from pyro_em.em.batched import BatchedModel
 from pyro_em.em.edges import coordinates_of, is_near_edge
 from pyro_em.em.placing import by_rows, drawn, members
 from pyro_em.em.stopping import resolution
-from pyro_em.errors import DegenerateError, ModelError
+from pyro_em.errors import ModelError
 from pyro_em.graph import Variable
 from pyro_em.optim import TRIAL
 from pyro_em.params import ParamSpace
@@ -142,21 +142,17 @@ class TensorEngine:
 
     def maximise(self, expectation: TensorExpectation) -> bool:
         """Move to the maximum of Q."""
-        found, stats = expectation.model, expectation.model.stats
-        self.breaks = self.maximiser.is_held(self.theta, 1 - 1e-6)  # the floor lifts a start below it
+        lifted = self.maximiser.is_held(self.theta, 1 - 1e-6)  # the floor lifts a start below it
         with self._without_gradients():
-            while True:
-                try:
-                    moved = self.maximiser.maximise(self.theta, stats, found.pieces, found.point)
-                    break
-                except DegenerateError as error:
-                    if not self.drops:
-                        raise
-                    stats = without_component(self._in_memory, stats, error, self._free)
-                    self.breaks = True
+            given = self.maximiser, self._in_memory, self.theta, expectation.model
+            moved, dropped = maximised(*given, self._free, self.drops, expectation.model.point)
+        self.breaks = lifted or bool(dropped)
         self.theta = moved.theta.clone()
         self._known = Moved(self.theta, moved.values)
         return True
+
+    def refuse(self, expectation: TensorExpectation) -> None:
+        """M-steps see all collapses here."""
 
     def _without_gradients(self) -> AbstractContextManager[None]:
         """Tensors that no gradient can ever be asked of are quicker to make, where none is asked for."""
@@ -246,8 +242,13 @@ class TensorEngine:
         if self.agreement is None:
             return True
         if self._compared is None or not self._is_near(self._compared[0]):
-            self._compared = self.theta, self.agreement.holds(self.theta, self._in_memory)
+            self._compared = self.theta, self._compare(self.agreement)
         return self._compared[1]
+
+    def _compare(self, agreement: Agreement) -> bool:
+        if isinstance(self.model, BatchedModel):
+            return agreement.holds_in_batches(self.theta, self.model)
+        return agreement.holds(self.theta, self.model)
 
     def finish(self) -> bool:
         """Hand theta to the program; whether an edge of a constraint moved it by more than rounding."""

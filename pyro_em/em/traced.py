@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_em.em.checks import Prepared
 from pyro_em.em.edges import is_near_edge
-from pyro_em.em.expectation import TracedExpectation, Weights, expected, informed
+from pyro_em.em.expectation import Posterior, TracedExpectation, expected, informed
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.placing import labelled
 from pyro_em.em.shares import Shares, may_be_held
@@ -74,7 +74,7 @@ class TracedEngine:
     @property
     def is_stuck(self) -> bool:
         """Whether the M-step has failed too often in a row."""
-        return self.ascent.rejections >= MAX_REJECTIONS
+        return self.climbing.rejections >= MAX_REJECTIONS
 
     @property
     def undefined(self) -> tuple[str, ...]:
@@ -122,18 +122,19 @@ class TracedEngine:
     def expect(self) -> TracedExpectation:
         """The E-step at the parameters in place."""
         evidence = squares = prior = 0.0
-        held: list[Weights] | None = []
-        size, narrow = 0, None
+        held: list[Posterior] | None = []
+        size, narrow = 0, list[Narrow]()
         for graph, seen in self._runs():
             found = clique_posteriors(graph)
             evidence, squares = evidence + found.log_evidence, squares + found.spread**2
-            narrow = narrow or seen
+            narrow += seen
             if self.counts_priors:
                 prior = float(graph.log_prior())
             if held is not None:
                 held.append(informed(graph, found.weights))
-                size += sum(w.numel() for w in found.weights)
+                size += held[-1].size
                 held = held if isinstance(self.shares, tuple) or may_be_held(size) else None
+        self.watch.is_complete |= self._first is None
         self._first = None
         return TracedExpectation(
             objective=evidence + prior,
@@ -141,32 +142,39 @@ class TracedEngine:
             spread=squares**0.5,
             point=self.space.snapshot(),
             held=None if held is None else tuple(held),
-            narrow=narrow,
+            narrow=tuple(narrow),
         )
 
-    def _runs(self) -> Iterator[tuple[FactorGraph, Narrow | None]]:
+    def _runs(self) -> Iterator[tuple[FactorGraph, list[Narrow]]]:
         """The program at the parameters in place, share by share, without gradients; and what has collapsed there."""
         if self._first is not None:
-            yield self._first.counted(self.prepared.weights), None
+            yield self._first.counted(self.prepared.weights), []
             return
         for share in self.shares:
             with torch.no_grad():
                 found = share.structure()
                 graph = share.graph(found)
-                seen = self.watch.look(share, found, graph)
+                if not self.watch.is_complete:
+                    self.watch.note(found, graph)
+                seen = self.watch.look(share, found)
             yield graph, seen
 
-    def refuse(self, narrow: Narrow | None, leaves: Mapping[str, Tensor]) -> None:
-        """Go no further where a component has collapsed by what these leaves do.
+    def refuse(self, expectation: TracedExpectation) -> None:
+        """Go no further from an E-step where a component has collapsed under the gradient.
 
         Raises:
             DegenerateError: one has.
         """
-        error = None if narrow is None else self.watch.error(narrow, leaves)
+        error = self.watch.error(expectation.narrow, self.climbing.leaves)
         if error is not None:
             raise error
 
-    def posteriors(self, expectation: TracedExpectation) -> Iterator[Weights]:
+    @property
+    def climbing(self) -> Ascent:
+        """The M-step of what the gradient moves."""
+        return self.ascent
+
+    def posteriors(self, expectation: TracedExpectation) -> Iterator[Posterior]:
         """Those of the E-step, share by share."""
         if expectation.held is not None:
             yield from expectation.held
@@ -187,12 +195,7 @@ class TracedEngine:
             self.space.restore(here)
 
     def maximise(self, expectation: TracedExpectation) -> bool:
-        """Raise Q in place; whether that was possible. A subsample, if any, is drawn anew afterwards.
-
-        Raises:
-            DegenerateError: a component has collapsed.
-        """
-        self.refuse(expectation.narrow, self.ascent.leaves)
+        """Raise Q in place; whether that was possible. A subsample, if any, is drawn anew afterwards."""
         with torch.no_grad():
             start = float(self.q(expectation))
         accepted = self.ascent.maximise(lambda: self.q(expectation), start)
@@ -201,13 +204,7 @@ class TracedEngine:
         return accepted
 
     def can_gain(self, nats: float) -> bool:
-        """Whether L-BFGS on the objective itself would raise it by this much.
-
-        Raises:
-            DegenerateError: a component has collapsed.
-        """
-        for _, narrow in self._runs():
-            self.refuse(narrow, self.ascent.leaves)
+        """Whether L-BFGS on the objective itself would raise it by this much."""
         return self.ascent.can_gain(self.objective, nats)
 
     def variables(self) -> list[Variable]:
@@ -236,8 +233,8 @@ class TracedEngine:
     def place(self, states: Mapping[str, Tensor], chosen: Mapping[str, Tensor], rest: float = 0.0) -> None:
         """Raise Q under latents that have been labelled; of a stream, over its first share."""
         factors = next(self._runs())[0].factors
-        weights = {f.name: labelled(f.plates, f.scope, states, chosen, rest) * f.scale for f in factors}
-        self.maximise(TracedExpectation(0.0, None, 0.0, self.space.snapshot(), (weights,)))
+        cliques = {f.name: labelled(f.plates, f.scope, states, chosen, rest) * f.scale for f in factors}
+        self.maximise(TracedExpectation(0.0, None, 0.0, self.space.snapshot(), (Posterior(cliques),)))
         self._first = None
 
     def is_held(self) -> bool:
@@ -262,22 +259,22 @@ class TracedEngine:
 
     def objective(self) -> Tensor:
         """What EM climbs, differentiable: the log evidence, with priors where they count."""
-        return self._total(_evidence, repeat({}))
+        return self._total(_evidence, repeat(Posterior({})))
 
-    def _total(self, term: Callable[[FactorGraph, Weights], Tensor], posteriors: Iterable[Weights]) -> Tensor:
+    def _total(self, term: Callable[[FactorGraph, Posterior], Tensor], posteriors: Iterable[Posterior]) -> Tensor:
         """The sum over shares, with priors where they count."""
         priors = chain([self.counts_priors], repeat(False))
 
         def terms() -> Iterator[Tensor]:
-            for share, weights, counts in zip(self.shares, posteriors, priors):  # noqa: B905
+            for share, posterior, counts in zip(self.shares, posteriors, priors):  # noqa: B905
                 graph = share.graph()
-                value = term(graph, weights)
+                value = term(graph, posterior)
                 yield value + graph.log_prior() if counts else value
 
         return summed(terms(), list(self.ascent.leaves.values()))
 
 
-def _evidence(graph: FactorGraph, weights: Weights) -> Tensor:
+def _evidence(graph: FactorGraph, posterior: Posterior) -> Tensor:
     return log_evidence(graph)
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
+from pyro_em.probing.moments import Moments
 from pyro_em.probing.probe import ProbedSite
 from pyro_em.probing.routes import Route, Selected
 from pyro_em.probing.sites import SiteParts
 
-__all__ = ["condensed", "united"]
+__all__ = ["AllBatches", "condensed", "united"]
+
+
+@dataclass(frozen=True)
+class AllBatches:
+    """What is known of the data of all batches.
+
+    Attributes:
+        sites: those of selections, condensed.
+        moments: by site of a family with a location, of its data.
+    """
+
+    sites: dict[str, ProbedSite]
+    moments: dict[str, Moments]
 
 
 def condensed(site: ProbedSite) -> ProbedSite:
@@ -40,11 +54,8 @@ def _rebuilt(site: ProbedSite, members: Sequence[Mapping[str, Selected]], dims: 
     """A site condensed from index maps that have so many axes of plates and states."""
     assert isinstance(site.parts, SiteParts)
     ranks = {a.name: a.rank for a in site.parts.family.args}
-    constants = {n: torch.cat([m[n].constants for m in members]) for n in ranks}
-    tables, shift = [], dict.fromkeys(ranks, 0)
-    for member in members:
-        tables.append({n: torch.where(r.index < 0, r.index - shift[n], r.index) for n, r in member.items()})
-        shift = {n: shift[n] + len(member[n].constants) for n in ranks}
+    constants = {n: torch.cat([m[n].constants for m in members]).unique() for n in ranks}
+    tables = [{n: _renumbered(r, constants[n]) for n, r in member.items()} for member in members]
     events = _events(tables, ranks, dims)
     blocks = {n: tables[0][n].shape[tables[0][n].dim() - ranks[n] :] for n in ranks}
     kept = _distinct(torch.cat([_in_rows(t, ranks, dims, events) for t in tables]))
@@ -54,6 +65,14 @@ def _rebuilt(site: ProbedSite, members: Sequence[Mapping[str, Selected]], dims: 
         for n, part in zip(ranks, columns, strict=True)
     }
     return replace(site, routes=routes)
+
+
+def _renumbered(route: Selected, constants: Tensor) -> Tensor:
+    """The index map with each constant at its place among others."""
+    if not len(route.constants):
+        return route.index
+    places = torch.searchsorted(constants, route.constants)
+    return torch.where(route.index < 0, -1 - places[(-1 - route.index).clamp_min(0)], route.index)
 
 
 def _link(name: str, members: Sequence[Mapping[str, Selected]]) -> str:

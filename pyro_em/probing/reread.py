@@ -34,7 +34,7 @@ def reread(
         draws: of the same batch, by which selections are told; none where these are the same for all data.
     """
     routes = {}
-    for argument in (a for a in known.routes):
+    for argument in known.routes:
         route = _own(known, argument, parts, run, coordinates, draws)
         if route is None:
             return None
