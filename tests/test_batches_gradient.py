@@ -98,6 +98,49 @@ def test_batches_with_weights():
     agree(run(clamped, x.repeat_interleave(1 + torch.arange(60) % 3), batch_size=16, **STEPS), whole, atol=1e-7)
 
 
+def plates(x):
+    """The same locations in an inner plate and outside of it."""
+    locs, shift = pyro.param("locs", f64([-1.0, 1.5])), pyro.param("shift", f64(0.5))
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", kinds())
+        pyro.sample("u", dist.Normal(locs[z], 2.0), obs=x[:, :1])
+        pyro.sample("y", dist.Normal(shift.tanh(), 1.0), obs=x[:, :1] / 3)
+        with pyro.plate("features", x.shape[1], dim=-1):
+            pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
+
+
+def rows(x):
+    """Sequences of several features, whose plate lies inside."""
+    trans = pyro.param("trans", f64([[0.8, 0.2], [0.3, 0.7]]), constraint=simplex)
+    locs, shift = pyro.param("locs", f64([-1.0, 1.5])), pyro.param("shift", f64(0.5))
+    features = pyro.plate("features", x.shape[1], dim=-1)
+    with pyro.plate("data", len(x), dim=-2):
+        pyro.sample("y", dist.Normal(shift.tanh(), 1.0), obs=x[:, :1, 0] / 3)
+        z = torch.tensor(0)
+        for t in pyro.markov(range(4)):
+            z = pyro.sample(f"z_{t}", dist.Categorical(trans[z]))
+            pyro.sample(f"u_{t}", dist.Normal(locs[z], 2.0), obs=x[:, :1, t])
+            with features:
+                pyro.sample(f"x_{t}", dist.Normal(locs[z], 1.0), obs=x[..., t])
+
+
+@pytest.mark.parametrize("size", [None, 17])
+def test_weights_of_an_inner_plate(size):
+    """A weight of two is a column that is there twice."""
+    x, often = data(dims=3), torch.tensor([1, 2, 3])
+    whole = run(plates, x.repeat_interleave(often, 1), **STEPS)
+    assert set(whole.explain().owner) == {"closed form", "gradient"}
+    agree(run(plates, x, weights={"features": often.double()}, batch_size=size, **STEPS), whole)
+
+
+@pytest.mark.parametrize("size", [None, 17])
+def test_weights_of_an_inner_plate_of_a_chain(size):
+    x, often = data(dims=12).reshape(60, 3, 4), torch.tensor([1, 2, 3])
+    weights = {"features": often.double()}
+    whole = run(rows, x.repeat_interleave(often, 1), **STEPS)
+    agree(run(rows, x, weights=weights, batch_size=size, **STEPS), whole)
+
+
 def test_batches_with_restarts():
     """Random starts label rows of the first batch."""
     found = run(clamped, data(), batch_size=16, restarts=3, max_steps=25)

@@ -207,3 +207,47 @@ def test_data_that_change_between_passes_are_refused():
     labels[30:] = 1
     with pytest.raises(ValueError, match="pass before"):
         run(model, x, labels, batch_size=16, **STEPS)
+
+
+def test_a_link_that_only_later_batches_show():
+    """The scale is known in the first batch, an exponential in the second, a parameter itself in the third."""
+
+    def model(x, g):
+        log_scale, scale = pyro.param("log_scale", f64(0.1)), pyro.param("scale", f64(0.9), constraint=positive)
+        known = torch.stack([f64(1.0), log_scale.exp(), scale])
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", kinds())
+            pyro.sample("x", dist.Normal(f64([-1.0, 1.0])[z], known[g]), obs=x)
+
+    args = data(), torch.arange(3).repeat_interleave(N // 3)
+    found, whole = run(model, *args, batch_size=N // 3, tol=1e-9), run(model, *args, tol=1e-9)
+    assert found.objective == pytest.approx(whole.objective, abs=1e-6)
+
+
+def test_constants_of_many_batches_are_kept_once():
+    reader = None
+
+    class Look:
+        def place(self, engine):
+            nonlocal reader
+            reader = engine.model.reader
+
+    run(linked, data(), groups(sort=False), batch_size=2, start=Look(), max_steps=1, tol=0)
+    assert len(reader.union.sites["x"].routes["scale"].constants) == 1
+    assert len(reader.union.sites["x"].routes["scale"].index) <= 6
+
+
+def test_a_branch_that_a_later_batch_takes_unseen():
+    """Tensors and program are compared on every batch where the fit ends."""
+
+    def model(x, g):
+        locs = pyro.param("locs", f64([-1.0, 1.5]))
+        moved = float(locs[1].detach()) > 1.6 and bool((g > 0).all())
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(f64([0.4, 0.6])))
+            pyro.sample("x", dist.Normal(locs[z] + (0.5 if moved else 0.0), 1.0), obs=x)
+
+    args = data(), (torch.arange(N) >= 40).long()
+    found = run(model, *args, batch_size=20)
+    there = sum(run(model, *(a[i : i + 20] for a in args), init=found, max_steps=0).objective for i in range(0, N, 20))
+    assert found.objective == pytest.approx(there, abs=1e-6)

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.constraints import positive, simplex
 from shared.collapse import (
     FLOOR,
     XY,
@@ -148,3 +149,50 @@ def test_a_narrow_component_is_no_collapse(width):
     assert climbs(result)
     assert result.objective == pytest.approx(by_state.logsumexp(-1).sum().item(), abs=1e-8)
     assert params["scales"][0].item() == pytest.approx(width * noise[:30].std(correction=0).item(), rel=1e-3)
+
+
+# The data's unit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filling", [-999.0, -99999.0, -1e7, torch.nan])
+@pytest.mark.parametrize("policy", ["raise", "floor"])
+def test_what_a_mask_hides_sets_no_unit(filling, policy):
+    mask, x = torch.arange(len(X)) % 4 != 2, X[2:].repeat(2)
+    mask = mask.repeat(2)[: len(x)]
+    x = torch.where(mask, x, filling)
+
+    def model(x, slope=False):
+        weights = pyro.param("weights", f64([0.5, 0.5]), constraint=simplex)
+        locs, scales = pyro.param("locs", f64([4.0, 6.0])), pyro.param("scales", f64([1.0, 1.0]), constraint=positive)
+        tilt = pyro.param("tilt", f64(0.0)) if slope else 0.0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            mean = locs[z] + tilt * torch.linspace(-1, 1, len(x)) if slope else locs[z]
+            pyro.sample("x", dist.Normal(mean, scales[z]).mask(mask), obs=x)
+
+    for slope in (False, True):
+        options = {"on_degenerate": policy, "max_steps": 5, "tol": 0}
+        found = run(partial(model, slope=slope), x, **options)
+        wanted = run(partial(model, slope=slope), torch.where(mask, x, 5.0), max_steps=5, tol=0)
+        assert found.objective == pytest.approx(wanted.objective, abs=1e-9)
+
+
+def test_columns_of_different_units_about_one_known_location():
+    units = f64([1e-6, 1.0])
+
+    def model(x):
+        scales = pyro.param("scales", units.clone(), constraint=positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scales).to_event(1), obs=x)
+
+    result = run(model, torch.stack([X, X], -1) * units)
+    torch.testing.assert_close(result.params["scales"], X.square().mean().sqrt() * units, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("size", [None, 500, 7])
+def test_the_floor_is_set_by_all_batches(size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.zeros(60), 4.0 + torch.randn(240, generator=generator, dtype=torch.float64)])
+    result = run(normals, x, on_degenerate="floor", batch_size=size, init={"locs": f64([0.0, 4.0])})
+    assert climbs(result)
+    assert result.params["scales"][0].item() == pytest.approx((FLOOR * x.var(correction=0)).sqrt().item(), rel=1e-3)

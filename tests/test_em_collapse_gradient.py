@@ -97,7 +97,7 @@ def test_what_all_share():
     ],
     ids=["laplaces", "clamped", "pairs", "decoded"],
 )
-@pytest.mark.parametrize("size", [None, 5])
+@pytest.mark.parametrize("size", [None, 1, 2, 5])
 def test_beside_closed_forms(model, x, param, element, size):
     with pytest.raises(DegenerateError) as caught:
         run(model, x, batch_size=size, init={"scales": f64([0.1, 1.0])} if param == "scales" else None)
@@ -177,3 +177,110 @@ def test_a_kink_in_one_parameter_does_not_pass_for_the_end():
     result = fit(model, x, strategy=EM(tol=1e-8), progress=False)
     assert result.params["loc"].item() == pytest.approx(0.0, abs=1e-6)
     assert result.params["scale"].item() == pytest.approx(0.6, rel=1e-4)  # the mean deviation from the median
+
+
+def test_a_kink_in_one_element_does_not_pass_for_the_end():
+    x = torch.randn(31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def model(x):
+        shift = pyro.param("shift", f64([x[4].atanh() if x[4].abs() < 1 else 0.1, -0.3]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(f64([0.5, 0.5])))
+            pyro.sample("x", dist.Laplace(shift[z].tanh(), 1.0), obs=x)
+
+    result = fit(model, x, strategy=EM(tol=1e-6), progress=False)
+    for element in (0, 1):
+        for step in (-1e-3, 1e-3, -1e-2, 1e-2):
+            moved = result.params["shift"].clone()
+            moved[element] += step
+            there = fit(model, x, strategy=EM(max_steps=0), init={"shift": moved}, progress=False)
+            assert there.objective < result.objective + 1e-5
+
+
+# Who and when ---------------------------------------------------------------------------------------------
+
+
+def test_a_constant_that_is_narrow_hides_no_collapse():
+    def model(x):
+        scale = pyro.param("scale", f64(0.1), constraint=positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x, 1e-9), obs=x)
+            z = pyro.sample("z", components())
+            known = torch.stack([scale, f64(1.0)])
+            pyro.sample("x", dist.Laplace(f64([0.0, 5.0])[z], known[z]), obs=x)
+
+    with pytest.raises(DegenerateError, match="'scale'"):
+        run(model, X)
+
+
+def test_a_collapse_in_the_last_step_is_seen():
+    """Wherever the cap is, a fit that ends has not collapsed."""
+    seen = 0
+    for steps in range(1, 9):
+        try:
+            result = run(laplaces, X, {"scales": f64([0.1, 1.0])}, max_steps=steps)
+        except DegenerateError:
+            seen += 1
+        else:
+            assert result.params["scales"].min() > 1e-5
+    assert 0 < seen < 8
+
+
+def test_the_next_best_of_several_starts_goes_on_where_the_best_collapses():
+    for seed in range(3):
+        result = run(laplaces, X, {"scales": f64([0.1, 1.0])}, restarts=6, seed=seed)
+        assert is_finite(result) and result.params["scales"].min() > 1e-2
+        assert result.history.groupby("restart").objective.last().max() > result.objective  # of a start that is out
+
+
+def test_the_unit_is_that_of_the_data_which_count():
+    """Large numbers under a mask stand for missing data."""
+    mask, filled = torch.arange(len(X)) % 4 != 2, X.clone()
+    filled[~mask] = -1e9
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", components())
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("x", dist.Laplace(locs()[z], 0.5 + scales()[z].clamp(max=9.0)), obs=x)
+
+    masked, plain = run(model, filled, max_steps=5, tol=0), run(model, X, max_steps=5, tol=0)
+    assert masked.objective == pytest.approx(plain.objective, abs=1e-9)
+
+
+def test_columns_of_different_units_in_a_plate():
+    units = f64([1e-9, 1e9])
+
+    def model(x):
+        sizes = pyro.param("sizes", f64([1.0, 1.0]), constraint=positive)
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("features", 2, dim=-1):
+            pyro.sample("x", dist.Laplace(0.0, sizes.clamp(max=1e3) * units), obs=x)
+
+    result = run(model, torch.stack([X, X], -1) * units)
+    torch.testing.assert_close(result.params["sizes"], X.abs().mean().expand(2), rtol=1e-3, atol=0)
+
+
+# Beside closed forms that collapse ------------------------------------------------------------------------
+
+
+def beside(x):
+    """Scales in closed form, and a parameter that is opaque."""
+    tilt = pyro.param("tilt", f64(0.1))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", components())
+        pyro.sample("x", dist.Normal(locs()[z], scales()[z]), obs=x)
+        pyro.sample("y", dist.Normal(tilt.sin().abs(), 1.0), obs=0.3 + 0.0 * x)
+
+
+def test_a_floor_beside_the_gradient():
+    result = run(beside, X, on_degenerate="floor")
+    assert result.converged and result.params["scales"][0].item() == pytest.approx(
+        (1e-6 * X.var(correction=0)).sqrt().item(), rel=1e-3
+    )
+    assert set(result.explain().owner) == {"closed form", "gradient"}
+
+
+def test_a_component_is_dropped_beside_the_gradient():
+    result = run(beside, X, on_degenerate="drop")
+    assert result.converged and result.params["weights"][0] < 1e-6
+    assert result.params["scales"][1].item() == pytest.approx(X.std(correction=0).item(), rel=1e-6)
