@@ -47,7 +47,8 @@ def to_arviz(
         num_chains: number of chains; draws are independent, so chains only serve ArviZ's diagnostics.
 
     Returns:
-        Groups ``posterior``; ``log_likelihood`` (per datum, latents summed out, so that its sum is the log evidence;
+        Groups ``posterior``; ``log_likelihood`` (per datum, latents summed out, so that its sum is the log evidence
+        where each counts once;
         only where that is exact and a sum over data); ``observed_data``; ``sample_stats`` (the objective by step).
         Dimensions are named after plates.
     """

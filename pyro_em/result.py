@@ -83,7 +83,10 @@ class FitResult(Diagnosed):
             yield self
 
     def posterior(self, *args: Any, **kwargs: Any) -> Any:
-        """The posterior over the latents, on the training data (no arguments) or given the model's arguments."""
+        """The posterior over the latents, on the training data (no arguments) or given the model's arguments.
+
+        Each datum is there once: ``fit(weights=...)`` counts in ``result.log_evidence``, not here.
+        """
         args, kwargs = self._arguments(args, kwargs)
         with self.use(), isolated_rng():
             return self._checked_inference.posterior(args, kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,9 +70,3 @@ def pseudo_statistics(book: Book, argument: str, prior: Prior, coordinates: Coor
         table = added.expand(*batch, added.shape[-1]).reshape(-1, added.shape[-1])
         chosen, keep = table[at], inside.unsqueeze(-1)
     return torch.where(keep, chosen, 0.0).to(torch.float64) * scale
-
-
-def is_constant(name: str, nodes: list[Any], value: Tensor) -> bool:
-    """Whether a prior has the same density at one value in every run."""
-    seen = [Prior(name, node).log_prob(value) for node in nodes]
-    return all(torch.equal(seen[0], other) for other in seen[1:])
