@@ -250,3 +250,27 @@ def test_a_subsample_is_the_same_in_e_and_m_step():
     assert 4 <= len(changes) <= 6  # once per E-step, not once per run of the model
     assert result.log_evidence is None and math.isfinite(result.objective)
     assert result.n_steps == 6 and not result.converged
+
+
+# Numerical M-steps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("link", "start"), [(torch.sqrt, 1.0), (torch.log, 2.7), (torch.rsqrt, 1.0), (torch.reciprocal, 1.0)]
+)
+def test_a_link_of_one_parameter_beyond_whose_domain_another_lies(link, start):
+    """The root of a negative location is nobody's argument; its gradient, zero times NaN, is nobody's either."""
+
+    def model(x):
+        locs = pyro.sample("locs", dist.Laplace(f64([0.0, 0.0]), 2.0).to_event(1))
+        spread = pyro.param("spread", f64(start), constraint=positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(f64([0.4, 0.6])))
+            pyro.sample("x", dist.Normal(locs[z], link(spread)), obs=x)
+
+    init = {"locs": f64([-1.5, 2.0])}
+    found = run(model, init=init, tol=1e-8)
+    assert found.converged and set(found.explain().owner) == {"closed form", "statistics"}
+    traced = run(model, init=init, tol=1e-8, m_step=GradientMStep())
+    assert found.objective == pytest.approx(traced.objective, abs=1e-5)
+    torch.testing.assert_close(found.params, traced.params, rtol=1e-3, atol=1e-3)

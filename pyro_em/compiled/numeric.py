@@ -49,9 +49,12 @@ def climb(q: Callable[[Tensor], Tensor], coordinates: Coordinates, theta: Tensor
 
     def closure() -> float:
         optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = -q(here())
-            loss.backward()
+        try:
+            with torch.enable_grad():
+                loss = -q(here())
+                loss.backward()
+        except ValueError:  # a trial point that rounding takes out of a prior's support: the line search steps back
+            return math.inf
         return float(loss.detach())
 
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.probing.coordinates import Coordinates
-from pyro_em.probing.links import LINKS
+from pyro_em.probing.links import LINKS, Link
 
 __all__ = ["Affine", "Opaque", "Route", "Selected", "linked", "values_of"]
 
@@ -83,8 +83,23 @@ def linked(coordinates: Coordinates, theta: Tensor, link: str) -> Tensor:
     for value in coordinates.split(theta).values():
         block = value.shape[value.dim() - g.rank :]
         fits = value.dim() >= g.rank and value.numel() > 0 and len(set(block)) <= 1 and (g.rank == 0 or block[0] > 1)
-        parts.append((g.forward(value) if fits else torch.full_like(value, torch.nan)).reshape(-1))
+        parts.append((_applied(g, value) if fits else torch.full_like(value, torch.nan)).reshape(-1))
     return torch.cat(parts) if parts else theta
+
+
+def _applied(g: Link, value: Tensor) -> Tensor:
+    """g of a parameter's elements. Beyond its domain (the root of a location) it is NaN, and so would be the gradient,
+    though nobody takes these elements: zero times NaN.
+    """
+    if not value.requires_grad:
+        return g.forward(value)
+    with torch.no_grad():
+        inside = torch.isfinite(g.forward(value))
+        for _ in range(g.rank):
+            inside = inside.all(-1)
+    inside = inside.reshape([*inside.shape, *[1] * g.rank])
+    neutral = torch.eye(value.shape[-1], dtype=value.dtype) if g.rank == 2 else torch.ones((), dtype=value.dtype)
+    return torch.where(inside, g.forward(torch.where(inside, value, neutral)), torch.nan)
 
 
 def values_of(route: Selected, coordinates: Coordinates, theta: Tensor) -> Tensor:
