@@ -11,6 +11,7 @@ several cells share one value of an argument: a *group*.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -32,6 +33,8 @@ class Argument:
         domain: where it may lie.
         location: whether shifting the data shifts it by as much, so that data may be centred first.
         spread: whether the likelihood grows without bound as it shrinks to nothing about one datum.
+        largest: of a positive number, beyond which the density has come to its limit, and what still moves is the
+            rounding of its normaliser: Newton's method goes no further.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Argument:
     domain: Any = constraints.real
     location: bool = False
     spread: bool = False
+    largest: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ objective rises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -68,6 +69,7 @@ def newton_in_pieces(
     objective = _Objective(pieces, charts)
     free = torch.cat([torch.full((chart.width,), chart.free) for chart in charts])
     at = start = torch.cat([chart.start for chart in charts], -1)
+    ceiling = torch.cat([torch.full((chart.width,), chart.ceiling, dtype=at.dtype) for chart in charts])
     count = _total(cells.pool(cells.stats[:, -1]) for _, cells in pieces())
     active = count > 0
     before = torch.full_like(count, torch.inf)
@@ -77,6 +79,7 @@ def newton_in_pieces(
         step, concave = _direction(*(part.nan_to_num(0.0, 0.0, 0.0) for part in (gradient, hessian)))
         reach = step.abs().masked_fill(free, 0.0).amax(-1)
         step = step * (REACH / reach.clamp_min(REACH)).unsqueeze(-1)
+        step = torch.minimum(step, (ceiling - at).clamp_min(0.0))
         gain = (gradient * step).sum(-1)
         quiet = gain < 10 * noise
         # Where rounding hides the rise, the predicted gain tells: it falls quadratically until rounding hides it too.
@@ -98,11 +101,14 @@ class _Chart:
     transform: Transform
     shape: torch.Size
     origin: Tensor
+    ceiling: float
 
     @classmethod
     def of(cls, argument: Argument, origin: Tensor) -> _Chart:
         transform, origin = biject_to(argument.domain), origin.detach()
-        return cls(argument.name, argument.domain in REAL, transform, transform.inv(origin).shape, origin)
+        ceiling = math.log(argument.largest)  # of a positive number, whose coordinate is its logarithm
+        shape = transform.inv(origin).shape
+        return cls(argument.name, argument.domain in REAL, transform, shape, origin, ceiling)
 
     @property
     def width(self) -> int:

@@ -25,7 +25,7 @@ class StudentT:
     """
 
     args: ClassVar[tuple[Argument, ...]] = (
-        Argument("df", domain=constraints.positive),
+        Argument("df", domain=constraints.positive, largest=1e9),
         Argument("loc", location=True),
         Argument("scale", domain=constraints.positive, spread=True),
     )
