@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -126,7 +127,7 @@ def prepare(problem: Problem, first: Look) -> Prepared:
     look = intervention if head is data else Intervention()
     with torch.no_grad():
         look.given = problem.space.latents()
-        found, graph = _enumerated(program, head, look, seen)
+        found, graph = _enumerated(program, head, look, first)
     program.verify(graph, *head, look, None if seen.others or first.moved else seen)
     weights: dict[str, Tensor] = {}
     if problem.weights is not None:
@@ -135,11 +136,13 @@ def prepare(problem: Problem, first: Look) -> Prepared:
     return Prepared(data, head, inference, intervention, bool(seen.subsampled), found, graph, weights, seen)
 
 
-def _enumerated(program: Program, head: Arguments, look: Intervention, seen: Survey) -> tuple[Structure, FactorGraph]:
+def _enumerated(program: Program, head: Arguments, look: Intervention, first: Look) -> tuple[Structure, FactorGraph]:
     """The first enumerated run, none of whose tables may be too large.
 
-    Of a long loop, whose latents take turns at a few dimensions, few joint states already show that none is.
+    Of a long loop, whose latents take turns at a few dimensions, few joint states already show that none is. Nor does
+    it validate its distributions once more, if the first run has done so at the same parameters.
     """
+    seen = first.seen
 
     def run() -> tuple[Structure, FactorGraph]:
         found = structure(program.trace(*head, look), program.ignored)
@@ -148,7 +151,8 @@ def _enumerated(program: Program, head: Arguments, look: Intervention, seen: Sur
     if len(seen.enumerated) > LONG:
         look.joint = JointStates(CERTAIN / seen.widest)
         try:
-            return run()
+            with nullcontext() if first.moved else pyro.validation_enabled(False):
+                return run()
         except JointStatesError:
             pass
         finally:

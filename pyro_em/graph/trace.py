@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,12 +153,18 @@ class _Give(Messenger):
             msg["value"], msg["done"] = self.given[msg["name"]], True
 
 
+def _given(intervention: Intervention) -> AbstractContextManager[Any]:
+    """Give what there is to give; a messenger takes its time at every site of a long loop."""
+    values = {**intervention.given, **intervention.forced}
+    return _Give(values) if values else nullcontext()
+
+
 Model = Callable[..., Any]
 
 
 def run(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], intervention: Intervention) -> poutine.Trace:
     """A plain trace: latents that are not given are drawn."""
-    with poutine.trace() as tracer, _Give({**intervention.given, **intervention.forced}), intervention:
+    with poutine.trace() as tracer, _given(intervention), intervention:
         model(*args, **kwargs)
     return tracer.trace
 
@@ -211,10 +218,10 @@ def run_enumerated(
     with poutine.trace() as tracer:
         try:
             with (
-                _Give({**intervention.given, **intervention.forced}),
+                _given(intervention),
                 EnumMessenger(first_available_dim=-1 - max_plate_nesting),
                 intervention,
-                _Until(until),
+                _Until(until) if until else nullcontext(),
             ):
                 model(*args, **kwargs)
         except JointStatesError:

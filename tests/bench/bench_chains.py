@@ -5,6 +5,9 @@ D = 4 features with a scale for each. The series of a thousand steps is a loop o
 `DiscreteHMM` sites, whose state before the first datum hmmlearn is given as a row without information. dynamax, if it
 is installed, runs its own E- and M-step, jitted, in float64 with flat priors.
 
+The last row is a whole `fit` of a loop of two thousand steps, from call to result at fifty iterations, in the time of
+one enumerated trace of that model with its log-probabilities, which any step of Pyro's SVI makes.
+
 "start" is `fit` up to the end of its first E-step, traces of the program included.
 
 Run by `make bench`, or `python tests/bench/bench_chains.py --threads 1`. Exits with an error where parameters differ by
@@ -26,6 +29,7 @@ import pyro.distributions as dist
 import torch
 from hmmlearn.hmm import GaussianHMM
 from interleave import Array, Contest, Model, Params, Run, by_fit, launch, options_parser, run_contests
+from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 from torch.distributions import constraints
@@ -39,6 +43,7 @@ SERIES = (
     (100_000, 64, 0.30, 2),
 )
 MANY = (1000, 100, 8)
+ITERATIONS = 50
 
 
 def parameters(start: Params) -> tuple[Tensor, ...]:
@@ -216,6 +221,31 @@ def beside_svi() -> Contest:
     )
 
 
+def by_whole_fit(model: Model, x: Tensor, params: Params, steps: int) -> Run:
+    """From call to result, as if it were one iteration."""
+    run = by_fit(model, x, params, ITERATIONS)
+    return Run([0.0, run.around + run.ticks[-1] - run.ticks[0]], params, before=run.before, around=run.around)
+
+
+def by_trace(model: Model, x: Tensor, params: Params, steps: int) -> Run:
+    """One enumerated trace, as Pyro makes it by default."""
+    pyro.clear_param_store()
+    began = time.perf_counter()
+    trace = poutine.trace(poutine.enum(config_enumerate(model), first_available_dim=-2)).get_trace(x)
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    wall = time.perf_counter() - began
+    pyro.clear_param_store()
+    return Run([0.0, wall], params)
+
+
+def beside_trace() -> Contest:
+    x, start = simulate(1, 2_000, 5)
+    data, model = torch.from_numpy(x[0]), loop(start)
+    sides = partial(by_whole_fit, model, data), partial(by_trace, model, data)
+    return Contest(f"a fit, T=2000, {ITERATIONS} iterations", "a trace", *sides, start, 3.0, 1, exact=False)
+
+
 def contests() -> Iterator[tuple[str, Callable[[], Contest]]]:
     for T, K, target, steps in SERIES:
         yield series_name(T, K), partial(series, T, K, target, steps)
@@ -224,6 +254,7 @@ def contests() -> Iterator[tuple[str, Callable[[], Contest]]]:
     else:
         yield "many", many
     yield "step", beside_svi
+    yield "fit", beside_trace
 
 
 def bench(options: argparse.Namespace) -> bool:
