@@ -14,6 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from pyro_em.compiled.sharp import concentrations, least
 from pyro_em.errors import ModelError
 from pyro_em.families import Cells, Family
 from pyro_em.probing import Coordinates, ProbedSite, Selected, SiteParts
@@ -123,6 +124,11 @@ class Book:
         found = of_cells.new_zeros(len(self.rows[argument]), *of_cells.shape[1:])
         found[self.groups[argument]] = of_cells
         return found
+
+    def least_concentration(self, argument: str, values: Mapping[str, Tensor]) -> Tensor:
+        """The least concentration beside each value of one of them, shape (G,); of all arguments, (their G, *block)."""
+        of_cells = {n: values[n][self.groups[n]] for n in concentrations(self.family)}
+        return least(self.family, of_cells, self.groups[argument], len(self.rows[argument]))
 
     @cached_property
     def shift(self) -> Tensor | None:

@@ -101,21 +101,21 @@ def held(values: Tensor, data: Tensor, covariance: Callable[[], Tensor]) -> Tens
 
 
 def refuse(
-    book: Book, argument: str, group: int, value: float, count: float, coordinates: Coordinates
+    book: Book, argument: str, group: int, value: float, count: float, coordinates: Coordinates, went: str = "fell"
 ) -> DegenerateError:
-    """The error for a collapsed value of a spread."""
+    """The error for a collapsed value of a spread, or one of a concentration, which rose."""
     element = int(book.rows[argument][group].reshape(-1)[0])
-    return collapsed(type(book.family).__name__, argument, element, value, count, coordinates)
+    return collapsed(type(book.family).__name__, argument, element, value, count, coordinates, went)
 
 
 def collapsed(
-    family: str, argument: str, element: int, value: float, count: float, coordinates: Coordinates
+    family: str, argument: str, element: int, value: float, count: float, coordinates: Coordinates, went: str = "fell"
 ) -> DegenerateError:
     """The same from the position of the parameter's element in theta."""
     name, index = _element(element, coordinates)
     return DegenerateError(
         f"A component collapsed: {argument} of {family}, given by parameter {name!r} at "
-        f"{list(index)}, fell to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum there. "
+        f"{list(index)}, {went} to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum there. "
         f"Share the parameter over components, give it a prior, start elsewhere (restarts=, start=), or {CHOICES}.",
         name,
         index,

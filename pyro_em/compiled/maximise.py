@@ -18,6 +18,7 @@ from pyro_em.compiled.pieces import Pieces
 from pyro_em.compiled.point import Point, Values
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
+from pyro_em.compiled.sharp import CEILING, concentrations
 from pyro_em.compiled.solve import Guard, Solver, is_closed, solver_of
 from pyro_em.probing import LINKS, Coordinates
 
@@ -110,11 +111,15 @@ class Maximiser:
             return False
         if self.regressions is not None and self.regressions.is_held(theta, slack):
             return True
-        return any(
-            at_floor(self.books[i], b.argument, self.books[i].values(self.coordinates, theta)[b.argument], slack)
-            for i, blocks in self._blocks.items()
-            for b in blocks
-        )
+        for i, blocks in self._blocks.items():
+            book = self.books[i]
+            values = book.values(self.coordinates, theta)
+            if any(at_floor(book, b.argument, values[b.argument], slack) for b in blocks):
+                return True
+            sharp = [b.argument for b in blocks if b.argument in concentrations(book.family)]
+            if any(bool((book.least_concentration(n, values) * slack >= CEILING).any()) for n in sharp):
+                return True
+        return False
 
     @cached_property
     def is_closed(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from pyro_em.compiled.collapse import collapsed, held, is_low, is_narrow
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.pieces import Piece, Pieces
+from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations, least
 from pyro_em.compiled.solve import Guard
 from pyro_em.families import Cells, Family
 from pyro_em.families.newton import newton_in_pieces
@@ -23,6 +25,7 @@ from pyro_em.probing.moments import Moments
 __all__ = ["Key", "Pooled"]
 
 Key = tuple[Any, str, str]  # family, argument, link
+Climb = Callable[..., dict[str, Tensor]]  # Newton's method, which may be given ceilings
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,19 @@ class Pooled:
         return any(a.spread for a in kind.args if a.name == name)
 
     def is_held(self, factors: Sequence[ElementFactor], theta: Tensor, slack: float) -> bool:
-        """Whether a spread is at most ``slack`` times its floor.
+        """Whether a spread is at most ``slack`` times its floor, or a concentration at its ceiling.
 
         Args:
             factors: of all data, or of some that have every value.
         """
-        if not self.is_spread:
+        kind, name, _ = self.key
+        is_concentration = name in concentrations(kind)
+        if not self.is_spread and not is_concentration:
             return False
         pool = self._pool(factors, theta)
+        if is_concentration:
+            lowest = least(kind, pool.args, pool.group, len(pool.values))
+            return bool((lowest * slack >= CEILING).any())
         data = self.variances[0] if self.variances else _Units().add(pool).largest()
         return is_low(pool.present, data, slack)
 
@@ -72,8 +80,9 @@ class Pooled:
                 pass
         pool = seen.pool
         if found is None:
-            start = {name: pool.present}
-            found = newton_in_pieces(pool.family, (name,), lambda: self._cells(pieces, theta, _Seen()), start)[name]
+            again = partial(self._cells, pieces, theta, _Seen())
+            climb = partial(newton_in_pieces, pool.family, (name,), again, {name: pool.present})
+            found = self._limited(pool, climb()[name], seen, guard, climb)
         if self.is_spread:
             self.variances[:] = [seen.units.largest()]
             found = self._guarded(pool, found, seen, guard)
@@ -95,11 +104,29 @@ class Pooled:
         alike = [f for f in factors if type(f.family) is kind and not f.routes[name].is_affine]
         return _pooled([f for f in alike if f.routes[name].link == link], name, theta)
 
+    def _limited(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard, climb: Climb) -> Tensor:
+        """What Newton's method found, no concentration beyond all limits."""
+        kind, name, _ = self.key
+        if name not in concentrations(kind):
+            return found
+        lowest = least(kind, {**pool.args, name: found[pool.group]}, pool.group, len(found))
+        if guard.floor:
+            return climb(ceilings(kind, lowest, {name: found}))[name] if bool((lowest > CEILING).any()) else found
+        sharp = (lowest >= SHARP[guard.dtype]) & self._spoken_of(pool, seen)
+        if bool(sharp.any()):
+            g = int(sharp.nonzero()[0, 0])
+            element, value, count = int(pool.values[g].reshape(-1)[0]), float(lowest[g]), float(seen.counts[g])
+            raise collapsed(kind.__name__, name, element, value, count, guard.coordinates, "rose")
+        return found
+
+    def _spoken_of(self, pool: _Pool, seen: _Seen) -> Tensor:
+        """Which values have data and may move, shape (G,)."""
+        return (seen.counts > 0) & torch.isin(pool.values, self.movable).any(1)
+
     def _guarded(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard) -> Tensor:
         """The values, none of them collapsed."""
         kind, name, _ = self.key
-        counts, data = seen.counts, self.variances[0]
-        spoken_of = (counts > 0) & torch.isin(pool.values, self.movable).any(1)
+        data, spoken_of = self.variances[0], self._spoken_of(pool, seen)
         if guard.floor:
             lifted = held(found, data, lambda: found.nan_to_num(0.0) @ found.nan_to_num(0.0).mT)
             return torch.where(spoken_of.reshape(-1, *[1] * (found.dim() - 1)), lifted, found)
@@ -108,7 +135,7 @@ class Pooled:
             g = int(narrow.nonzero()[0, 0])
             value = found[g] if found.dim() == 1 else found[g].diagonal().abs().amin()
             element = int(pool.values[g, 0])
-            raise collapsed(kind.__name__, name, element, float(value), float(counts[g]), guard.coordinates)
+            raise collapsed(kind.__name__, name, element, float(value), float(seen.counts[g]), guard.coordinates)
         return found
 
 
@@ -216,8 +243,8 @@ class _Seen:
 
     def note(self, pool: _Pool, cells: Cells, is_spread: bool) -> None:
         """Count a piece."""
+        counts = cells.pool(cells.stats[:, -1])
         self.pools = self.pools or [pool]
+        self.counted = [self.counted[0] + counts if self.counted else counts]
         if is_spread:
-            counts = cells.pool(cells.stats[:, -1])
-            self.counted = [self.counted[0] + counts if self.counted else counts]
             self.units.add(pool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from pyro_em.compiled.cells import Book
 from pyro_em.compiled.collapse import floored, ran_out, refuse, too_narrow
 from pyro_em.compiled.ownership import Block
+from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations, least
 from pyro_em.families import Cells
 from pyro_em.families.newton import newton
 from pyro_em.probing import Coordinates
@@ -64,6 +66,19 @@ class Guard:
             living &= ~empty  # it is said once: the caller may go on without them
             g = int(empty.nonzero()[0, 0])
             raise ran_out(book, block.argument, g, float(counts[g]), self.coordinates)
+
+    def refuse_sharp(self, book: Book, block: Block, lowest: Tensor, cells: Cells) -> None:
+        """See that no concentration has grown beyond all limits.
+
+        Raises:
+            DegenerateError: one has, of a component that holds data.
+        """
+        counts = cells.pool(cells.stats[:, -1])
+        sharp = (lowest >= SHARP[self.dtype]) & (counts > 0) & block.free
+        if bool(sharp.any()):
+            g = int(sharp.nonzero()[0, 0])
+            value, count = float(lowest[g]), float(counts[g])
+            raise refuse(book, block.argument, g, value, count, self.coordinates, "rose")
 
     def checked(self, book: Book, block: Block, values: Tensor, cells: Cells) -> Tensor:
         """The values, none of them collapsed.
@@ -124,13 +139,34 @@ def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: di
 
 def solve_jointly(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
     """Newton's method over all arguments at once, in place."""
-    names = [b.argument for b in blocks]
-    cells = book.cells(names[0], stats, values, None)
-    start = {n: _relative(book, n, values[n], -1) for n in names}
-    found = newton(book.family, tuple(names), stats, cells.args, cells.group, cells.size, start)
+    cells = book.cells(blocks[0].argument, stats, values, None)
+    found = _by_newton(book, blocks, cells, values, guard)
     for block in blocks:
         n = block.argument
         values[n] = _kept(block, guard.checked(book, block, _relative(book, n, found[n], 1), cells), values[n])
+
+
+def _by_newton(
+    book: Book, blocks: Sequence[Block], cells: Cells, values: Mapping[str, Tensor], guard: Guard
+) -> dict[str, Tensor]:
+    """The arguments of the blocks, which vary together, by Newton's method; a location relative to the origin.
+
+    Raises:
+        DegenerateError: concentrations went beyond all limits, and the guard does not floor.
+    """
+    names = tuple(b.argument for b in blocks)
+    start = {n: _relative(book, n, values[n], -1) for n in names}
+    climb = partial(newton, book.family, names, cells.stats, cells.args, cells.group, cells.size, start)
+    found = climb()
+    block = next((b for b in blocks if b.argument in concentrations(book.family)), None)
+    if block is None:
+        return found
+    lowest = book.least_concentration(block.argument, {**values, **found})
+    if guard.floor:
+        beyond = bool((lowest > CEILING).any())
+        return climb(ceilings(book.family, lowest, found)) if beyond else found
+    guard.refuse_sharp(book, block, lowest, cells)
+    return found
 
 
 def _vary_together(book: Book, blocks: Sequence[Block]) -> bool:
@@ -177,8 +213,7 @@ def _conditional(book: Book, block: Block, stats: Tensor, values: Mapping[str, T
         cells = replace(cells, pseudo=_shifted(block.pseudo, book.shift))
     found = book.family.solve(name, cells)
     if found is None:
-        start = {name: _relative(book, name, old, -1)}
-        found = newton(book.family, (name,), stats, cells.args, cells.group, cells.size, start)[name]
+        found = _by_newton(book, [block], cells, values, guard)[name]
     return guard.checked(book, block, _relative(book, name, found, 1), cells)
 
 

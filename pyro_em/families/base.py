@@ -33,6 +33,7 @@ class Argument:
         domain: where it may lie.
         location: whether shifting the data shifts it by as much, so that data may be centred first.
         spread: whether the likelihood grows without bound as it shrinks to nothing about one datum.
+        concentration: whether it does so as this and all others like it grow; a positive number, or several.
         largest: of a positive number, beyond which the density has come to its limit, and what still moves is the
             rounding of its normaliser: Newton's method goes no further.
     """
@@ -42,6 +43,7 @@ class Argument:
     domain: Any = constraints.real
     location: bool = False
     spread: bool = False
+    concentration: bool = False
     largest: float = math.inf
 
 

@@ -19,8 +19,8 @@ class Beta:
     """Beta(concentration1, concentration0), both by Newton's method; no prior is conjugate."""
 
     args: ClassVar[tuple[Argument, ...]] = (
-        Argument("concentration1", domain=constraints.positive),
-        Argument("concentration0", domain=constraints.positive),
+        Argument("concentration1", domain=constraints.positive, concentration=True),
+        Argument("concentration0", domain=constraints.positive, concentration=True),
     )
     rank: ClassVar[int] = 0
 

@@ -19,7 +19,7 @@ class Dirichlet:
     """Dirichlet(concentration), by Newton's method; no prior is conjugate."""
 
     args: ClassVar[tuple[Argument, ...]] = (
-        Argument("concentration", rank=1, domain=constraints.independent(constraints.positive, 1)),
+        Argument("concentration", rank=1, domain=constraints.independent(constraints.positive, 1), concentration=True),
     )
     rank: ClassVar[int] = 1
 

@@ -23,7 +23,7 @@ class Gamma:
     """
 
     args: ClassVar[tuple[Argument, ...]] = (
-        Argument("concentration", domain=constraints.positive),
+        Argument("concentration", domain=constraints.positive, concentration=True),
         Argument("rate", domain=constraints.positive),
     )
     rank: ClassVar[int] = 0

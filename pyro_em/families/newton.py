@@ -37,6 +37,7 @@ def newton(
     group: Tensor | None,
     size: int,
     values: Mapping[str, Tensor],
+    ceiling: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The arguments ``names`` that jointly maximise each group's expected log-likelihood, the others held fixed.
 
@@ -51,42 +52,50 @@ def newton(
         group: shape (C,), which group each cell belongs to; ``None`` where every cell is its own.
         size: number of groups G.
         values: where to start, each of shape (G, *block).
+        ceiling: of positive arguments, each of shape (G, *block): how far they may go.
     """
     cells = Cells(stats.detach(), {name: value.detach() for name, value in args.items()}, group, size)
-    return newton_in_pieces(family, names, lambda: ((family, cells),), values)
+    return newton_in_pieces(family, names, lambda: ((family, cells),), values, ceiling)
 
 
 def newton_in_pieces(
-    family: Family, names: Sequence[str], pieces: Pieces, values: Mapping[str, Tensor]
+    family: Family,
+    names: Sequence[str],
+    pieces: Pieces,
+    values: Mapping[str, Tensor],
+    ceiling: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """:func:`newton` over the cells of all pieces, which are asked for anew whenever they are needed.
 
     Args:
         family: whose arguments.
         pieces: the cells, each with the family of its data; their groups are the same.
+        ceiling: as there.
     """
     charts = tuple(_Chart.of(argument, values[argument.name]) for argument in family.args if argument.name in names)
     objective = _Objective(pieces, charts)
     free = torch.cat([torch.full((chart.width,), chart.free) for chart in charts])
-    at = start = torch.cat([chart.start for chart in charts], -1)
-    ceiling = torch.cat([torch.full((chart.width,), chart.ceiling, dtype=at.dtype) for chart in charts])
+    start = torch.cat([chart.start for chart in charts], -1)
+    top = torch.cat([chart.top((ceiling or {}).get(chart.name)) for chart in charts], -1)
     count = _total(cells.pool(cells.stats[:, -1]) for _, cells in pieces())
     active = count > 0
+    at = torch.where(active.unsqueeze(-1), start.minimum(top), start)
     before = torch.full_like(count, torch.inf)
     for _ in range(ITERATIONS):
         height, noise, gradient, hessian = objective.expand(at)
         finite = height.isfinite() & gradient.isfinite().all(-1) & hessian.isfinite().all(-1).all(-1)
-        step, concave = _direction(*(part.nan_to_num(0.0, 0.0, 0.0) for part in (gradient, hessian)))
+        gradient, hessian = gradient.nan_to_num(0.0, 0.0, 0.0), hessian.nan_to_num(0.0, 0.0, 0.0)
+        step, concave = _direction_below(at >= top - 1e-12, gradient, hessian)
         reach = step.abs().masked_fill(free, 0.0).amax(-1)
         step = step * (REACH / reach.clamp_min(REACH)).unsqueeze(-1)
-        step = torch.minimum(step, (ceiling - at).clamp_min(0.0))
+        step = step * _room(at, top, step).unsqueeze(-1)
         gain = (gradient * step).sum(-1)
         quiet = gain < 10 * noise
         # Where rounding hides the rise, the predicted gain tells: it falls quadratically until rounding hides it too.
         active = active & finite & (gain > PRECISION * count) & ~(quiet & concave & (gain > 0.25 * before))
         if not active.any():
             break
-        at, active = _search(objective, at, step, torch.where(quiet, height - noise, height), quiet, gain, active)
+        at, active = _search(objective, at, step, top, torch.where(quiet, height - noise, height), quiet, gain, active)
         before = gain
     moved = (at != start).any(-1)
     return {chart.name: chart.leave(part, moved) for chart, part in objective.split(at)}
@@ -96,19 +105,20 @@ def newton_in_pieces(
 class _Chart:
     """Coordinates without bounds of one argument, flattened to shape (G, width)."""
 
-    name: str
     free: bool
     transform: Transform
     shape: torch.Size
     origin: Tensor
-    ceiling: float
+    argument: Argument
 
     @classmethod
     def of(cls, argument: Argument, origin: Tensor) -> _Chart:
         transform, origin = biject_to(argument.domain), origin.detach()
-        ceiling = math.log(argument.largest)  # of a positive number, whose coordinate is its logarithm
-        shape = transform.inv(origin).shape
-        return cls(argument.name, argument.domain in REAL, transform, shape, origin, ceiling)
+        return cls(argument.domain in REAL, transform, transform.inv(origin).shape, origin, argument)
+
+    @property
+    def name(self) -> str:
+        return self.argument.name
 
     @property
     def width(self) -> int:
@@ -118,6 +128,11 @@ class _Chart:
     def start(self) -> Tensor:
         at = self.transform.inv(self.origin).reshape(len(self.origin), self.width)
         return at if self.free else at.clamp(-700.0, 700.0)
+
+    def top(self, ceiling: Tensor | None) -> Tensor:
+        """How far its coordinates may go, shape (G, width): that of a positive number is its logarithm."""
+        most = torch.full((len(self.origin), self.width), math.log(self.argument.largest), dtype=torch.float64)
+        return most if ceiling is None else most.minimum(ceiling.log().reshape(most.shape))
 
     def value(self, at: Tensor) -> Tensor:
         return self.transform(at.reshape(self.shape))
@@ -172,6 +187,24 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, parts)
 
 
+def _direction_below(at_top: Tensor, gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """An ascent direction in which no coordinate that is at its top goes on, and whether it is Newton's own."""
+    stuck = at_top & (gradient > 0)
+    while True:
+        apart = stuck.unsqueeze(-1) | stuck.unsqueeze(-2)
+        own = torch.where(apart, torch.diag_embed(-stuck.to(hessian.dtype)), hessian)
+        step, concave = _direction(gradient.masked_fill(stuck, 0.0), own)
+        pushed = at_top & (step > 0)
+        if not bool(pushed.any()):
+            return step, concave
+        stuck = stuck | pushed
+
+
+def _room(at: Tensor, top: Tensor, step: Tensor) -> Tensor:
+    """The share of each group's step until a coordinate is at its top: cut one by one they would leave a ridge."""
+    return torch.where(step > 0, (top - at) / step, torch.inf).amin(-1).clamp(0.0, 1.0)
+
+
 def _direction(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """An ascent direction, Newton's own where the Hessian is negative definite; and whether it is.
 
@@ -184,13 +217,20 @@ def _direction(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(
-    objective: _Objective, at: Tensor, step: Tensor, floor: Tensor, quiet: Tensor, gain: Tensor, active: Tensor
+    objective: _Objective,
+    at: Tensor,
+    step: Tensor,
+    top: Tensor,
+    floor: Tensor,
+    quiet: Tensor,
+    gain: Tensor,
+    active: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Halves each group's step until it rises above the floor, by a tenth of what the slope promises if not quiet."""
     slope = torch.where(quiet, 0.0, 0.1 * gain)
     pending, length = active, 1.0
     for _ in range(HALVINGS):
-        trial = at + length * step
+        trial = (at + length * step).minimum(top)
         risen = pending & (objective.height(trial) >= floor + length * slope)
         at = torch.where(risen.unsqueeze(-1), trial, at)
         pending = pending & ~risen

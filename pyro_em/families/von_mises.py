@@ -23,7 +23,10 @@ class VonMises:
     Conjugate: VonMises on loc. The normaliser is exact where torch's polynomial of log I0 is off by up to 5e-7.
     """
 
-    args: ClassVar[tuple[Argument, ...]] = (Argument("loc"), Argument("concentration", domain=constraints.positive))
+    args: ClassVar[tuple[Argument, ...]] = (
+        Argument("loc"),
+        Argument("concentration", domain=constraints.positive, concentration=True),
+    )
     rank: ClassVar[int] = 0
 
     @classmethod
