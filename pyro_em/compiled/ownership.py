@@ -9,7 +9,7 @@ to the traced *gradient*.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from pyro_em.compiled.cells import Book
 from pyro_em.compiled.priors import Prior, pseudo_statistics
+from pyro_em.families.coupled import is_coupled
 from pyro_em.probing import LINKS, Coordinates
 
 __all__ = ["Block", "Ownership", "share_out"]
@@ -36,6 +37,7 @@ class Block:
         free: shape (G,).
         pseudo: of conjugate priors, shape (G, ...); ``None`` without one.
         params: the parameters it owns.
+        priors: of these; some may have no pseudo-statistics, where arguments move together.
     """
 
     book: int
@@ -43,6 +45,7 @@ class Block:
     free: Tensor
     pseudo: Tensor | None
     params: frozenset[str]
+    priors: Mapping[str, Prior] = field(default_factory=dict)
 
     @cached_property
     def all_free(self) -> bool:
@@ -81,9 +84,11 @@ def share_out(
     reasons: dict[str, str] = {}
     for name, places in uses.items():
         if name not in frozen and places:
-            reason = _objection(name, places, books, coordinates, priors, frozen)
+            reason = _objection(name, places, books, coordinates, frozen)
             if reason is not None:
                 reasons[name] = reason
+    _spread_objections(books, coordinates, reasons, frozen)
+    _object_to_priors(books, coordinates, priors, reasons, frozen)
     _spread_objections(books, coordinates, reasons, frozen)
     blocks = []
     for i, book in enumerate(books):
@@ -91,7 +96,8 @@ def share_out(
             own = frozenset(_params(book.rows[a.name], coordinates)) - set(reasons) - set(frozen)
             if own:
                 free = _of(own, book.rows[a.name], coordinates)
-                blocks.append(Block(i, a.name, free, _pseudo(book, a.name, own, priors, coordinates), own))
+                known = {n: priors[n] for n in sorted(own) if n in priors}
+                blocks.append(Block(i, a.name, free, _pseudo(book, a.name, known, coordinates), own, known))
     return Ownership(tuple(blocks), tuple(reasons), reasons)
 
 
@@ -113,7 +119,6 @@ def _objection(
     places: list[tuple[int, str]],
     books: tuple[Book, ...],
     coordinates: Coordinates,
-    priors: Mapping[str, Prior],
     frozen: Collection[str],
 ) -> str | None:
     """Why a parameter has no solution of its own, or ``None``."""
@@ -132,10 +137,27 @@ def _objection(
         return f"it shares rows of {argument} with parameters that stay"
     if not implied(link, form.domain, coordinates.constraints[name]):
         return f"its constraint {coordinates.constraints[name]} is narrower than {argument} needs"
-    if name in priors and pseudo_statistics(book, argument, priors[name], coordinates) is None:
-        kind = type(priors[name].site["fn"]).__name__
-        return f"its prior ({kind}) is not conjugate to {type(book.family).__name__}"
     return None
+
+
+def _object_to_priors(
+    books: tuple[Book, ...],
+    coordinates: Coordinates,
+    priors: Mapping[str, Prior],
+    reasons: dict[str, str],
+    frozen: Collection[str],
+) -> None:
+    """Only where all arguments move together may a prior be any."""
+    for book in books:
+        own = {a.name: set(_params(book.rows[a.name], coordinates)) - {*reasons, *frozen} for a in book.family.args}
+        moved = [a for a, names in own.items() if names]
+        if is_coupled(book.family, len(moved), sum(len(book.rows[a]) for a in moved)):
+            continue
+        for argument, names in own.items():
+            for n in sorted(names & priors.keys()):
+                if pseudo_statistics(book, argument, priors[n], coordinates) is None:
+                    kind = type(priors[n].site["fn"]).__name__
+                    reasons[n] = f"its prior ({kind}) is not conjugate to {type(book.family).__name__}"
 
 
 def _spread_objections(
@@ -154,10 +176,8 @@ def _spread_objections(
                         reasons.setdefault(n, f"it shares rows of {a.name} with {bad[0]!r}")
 
 
-def _pseudo(
-    book: Book, argument: str, own: Collection[str], priors: Mapping[str, Prior], coordinates: Coordinates
-) -> Tensor | None:
-    found = [pseudo_statistics(book, argument, priors[n], coordinates) for n in sorted(own) if n in priors]
+def _pseudo(book: Book, argument: str, priors: Mapping[str, Prior], coordinates: Coordinates) -> Tensor | None:
+    found = [pseudo_statistics(book, argument, prior, coordinates) for prior in priors.values()]
     parts = [p for p in found if p is not None]
     return None if not parts else torch.stack(parts).sum(0)
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.model import TensorModel, tensor_model
-from pyro_em.compiled.ownership import Ownership, implied, share_out
-from pyro_em.compiled.pooled import Key, Pooled
+from pyro_em.compiled.ownership import Ownership, share_out
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
+from pyro_em.compiled.roles import regressions_of
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
-from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Selected, SiteParts
+from pyro_em.probing import Affine, Opaque, Probed, ProbedSite, SiteParts
 from pyro_em.probing.condensed import AllBatches
 
 __all__ = ["Plan", "connected", "known_sites", "make_plan"]
@@ -92,7 +90,7 @@ def make_plan(
     priors = {n: Prior(n, nodes[n]) for n in known_priors if nodes[n]["mask"] is not False}
     frozen = {*fixed, *gradient}
     elements = [s for s in known if s.name in by_element]
-    regressions = _regressions(elements, model, coordinates, priors, frozen)
+    regressions = regressions_of(elements, model, coordinates, priors, frozen)
     inside = {p for s in elements for p in s.params} - frozen
     ownership = share_out(model.books, coordinates, priors, frozen | inside)
     return Plan(probed, model, priors, ownership, regressions, gradient, frozenset(fixed))
@@ -147,75 +145,3 @@ def connected(sites: list[ProbedSite], fixed: Collection[str]) -> set[str]:
         if more == found:
             return found
         found = more
-
-
-Use = tuple[str, str, str, str]  # how, family, argument, link
-
-
-def _uses(sites: list[ProbedSite], coordinates: Coordinates) -> dict[str, set[Use]]:
-    """The roles that each parameter plays."""
-    names, owner = list(coordinates.shapes), coordinates.owner()
-    found: dict[str, set[Use]] = {}
-    for site in sites:
-        assert isinstance(site.parts, SiteParts)
-        family = type(site.parts.family).__name__
-        for argument, route in site.routes.items():
-            if isinstance(route, Affine):
-                for i in owner[route.columns].unique().tolist():
-                    found.setdefault(names[i], set()).add(("affine", "", argument, ""))
-            elif isinstance(route, Selected):
-                for i in owner[route.index[route.index >= 0]].unique().tolist():
-                    found.setdefault(names[i], set()).add(("selected", family, argument, route.link))
-    return found
-
-
-def _regressions(
-    sites: list[ProbedSite],
-    model: TensorModel,
-    coordinates: Coordinates,
-    priors: Mapping[str, Prior],
-    frozen: Collection[str],
-) -> Regressions | None:
-    if not sites:
-        return None
-    names = {s.name for s in sites}
-    factors = tuple(f for f in model.factors if isinstance(f, ElementFactor) and f.name in names)
-    uses = {p: kinds for p, kinds in _uses(sites, coordinates).items() if p not in frozen}
-    numeric = {p for p, kinds in uses.items() if not _is_solvable(p, kinds, sites, coordinates, priors)}
-    affine: dict[str, list[Tensor]] = {}
-    closed: dict[Key, list[Tensor]] = {}
-    families = {type(s.parts.family).__name__: type(s.parts.family) for s in sites if isinstance(s.parts, SiteParts)}
-    starts = coordinates.starts()
-    for name, kinds in uses.items():
-        if name in numeric:
-            continue
-        elements = starts[name] + torch.arange(torch.Size(coordinates.shapes[name]).numel())
-        how, family, argument, link = next(iter(kinds))
-        if how == "affine":
-            affine.setdefault(argument, []).append(elements)
-        else:
-            closed.setdefault((families[family], argument, link), []).append(elements)
-    return Regressions(
-        factors=factors,
-        coordinates=coordinates,
-        priors=priors,
-        affine={a: torch.cat(parts) for a, parts in affine.items()},
-        closed=tuple(Pooled(key, torch.cat(parts)) for key, parts in closed.items()),
-        numeric=tuple(sorted(numeric)),
-    )
-
-
-def _is_solvable(
-    name: str, kinds: set[Use], sites: list[ProbedSite], coordinates: Coordinates, priors: Mapping[str, Prior]
-) -> bool:
-    """Whether one owner in closed form or by Newton's method can have a parameter of a site by elements."""
-    if len(kinds) > 1 or name in priors:
-        return False
-    how, family, argument, link = next(iter(kinds))
-    constraint = coordinates.constraints[name]
-    if how == "affine":
-        return implied("identity", torch.distributions.constraints.real, constraint)
-    site = next(s for s in sites if isinstance(s.parts, SiteParts) and type(s.parts.family).__name__ == family)
-    assert isinstance(site.parts, SiteParts)
-    form = next(a for a in site.parts.family.args if a.name == argument)
-    return form.rank == 0 and implied(link, form.domain, constraint)

@@ -112,12 +112,47 @@ class Pooled:
         lowest = least(kind, {**pool.args, name: found[pool.group]}, pool.group, len(found))
         if guard.floor:
             return climb(ceilings(kind, lowest, {name: found}))[name] if bool((lowest > CEILING).any()) else found
+        self._refuse(pool, seen, lowest, guard)
+        return found
+
+    def ceilings(self, theta: Tensor, pieces: Pieces) -> Tensor:
+        """How far the argument may go at each movable position, where concentrations are beyond their ceiling."""
+        kind, name, _ = self.key
+        highest = torch.full((len(theta) + 1,), torch.inf, dtype=torch.float64)
+        if name in concentrations(kind):
+            seen = _Seen()
+            lowest = self._lowest(theta, pieces, seen)
+            pool = seen.pool
+            highest[pool.values[:, 0].clamp_max(len(theta))] = ceilings(kind, lowest, {name: pool.present})[name]
+        return highest[self.movable]
+
+    def refuse_sharp(self, theta: Tensor, pieces: Pieces, guard: Guard) -> None:
+        """See that no concentration is beyond all limits.
+
+        Raises:
+            DegenerateError: one is, of a component that holds data.
+        """
+        kind, name, _ = self.key
+        if name in concentrations(kind):
+            seen = _Seen()
+            lowest = self._lowest(theta, pieces, seen)
+            self._refuse(seen.pool, seen, lowest, guard)
+
+    def _lowest(self, theta: Tensor, pieces: Pieces, seen: _Seen) -> Tensor:
+        """The least concentration beside each value, over all pieces."""
+        passes = self._cells(pieces, theta, seen)
+        found = [
+            least(self.key[0], cells.args, cells.group, cells.size) for _, cells in passes if cells.group is not None
+        ]
+        return torch.stack(found).amin(0)
+
+    def _refuse(self, pool: _Pool, seen: _Seen, lowest: Tensor, guard: Guard) -> None:
+        kind, name, _ = self.key
         sharp = (lowest >= SHARP[guard.dtype]) & self._spoken_of(pool, seen)
         if bool(sharp.any()):
             g = int(sharp.nonzero()[0, 0])
             element, value, count = int(pool.values[g].reshape(-1)[0]), float(lowest[g]), float(seen.counts[g])
             raise collapsed(kind.__name__, name, element, value, count, guard.coordinates, "rose")
-        return found
 
     def _spoken_of(self, pool: _Pool, seen: _Seen) -> Tensor:
         """Which values have data and may move, shape (G,)."""

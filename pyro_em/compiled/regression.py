@@ -1,6 +1,7 @@
 """The M-step of sites whose arguments are affine in the parameters: least squares, and Newton's method (IRLS).
 
-In turn: the coefficients behind each affine argument, by Newton's method on their predictors, which for the mean of a
+Families whose arguments are coupled, such as a Gamma, take all of them together (see :mod:`.together`). Of the others,
+in turn: the coefficients behind each affine argument, by Newton's method on their predictors, which for the mean of a
 Normal is weighted least squares and done in one step (Nelder & Wedderburn 1972); then every other argument by its
 family's own solution, the elements as cells. None of these lowers Q. All that is needed of the data are sums over them,
 so that they may come in batches: a step of Newton's method is then one pass.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from pyro_em.compiled.pieces import Piece, Pieces
 from pyro_em.compiled.pooled import Pooled
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.compiled.solve import Guard
+from pyro_em.compiled.together import Together
+from pyro_em.families.coupled import Density, expansion
 from pyro_em.probing import Coordinates
 from pyro_em.probing.affine import PREDICTORS
 from pyro_em.summed import summed
@@ -41,15 +45,17 @@ class Regressions:
         priors: those that count.
         affine: for each argument name, the columns of theta that Newton's method moves.
         closed: what families solve for.
+        together: families whose arguments move together.
         numeric: parameters maximised numerically.
     """
 
     factors: tuple[ElementFactor, ...]
     coordinates: Coordinates
     priors: Mapping[str, Prior]
-    affine: dict[str, Tensor]
+    affine: Mapping[str, Tensor]
     closed: tuple[Pooled, ...]
     numeric: tuple[str, ...]
+    together: tuple[Together, ...] = ()
 
     def maximise(self, theta: Tensor, pieces: Pieces, guard: Guard) -> Tensor:
         """theta with these parameters at a maximum of Q over each in turn.
@@ -64,14 +70,16 @@ class Regressions:
         pieces = pieces.held()
         for _ in range(SWEEPS):
             before = theta
+            for family in self.together:
+                theta = family.maximise(theta, pieces, guard)
             for name, columns in self.affine.items():
                 theta = self._newton(name, columns, theta, pieces)
             for argument in self.closed:
                 theta = argument.solve(theta, pieces, guard)
             if self.numeric:
                 theta = climb(lambda t: self._q(t, pieces), self.coordinates, theta, self.numeric)
-            alone = len(self.affine) + len(self.closed) + bool(self.numeric) == 1
-            if alone or float((theta - before).abs().max()) <= STILL * (1 + float(before.abs().max())):
+            turns = len(self.affine) + len(self.closed) + len(self.together) + bool(self.numeric)
+            if turns == 1 or float((theta - before).abs().max()) <= STILL * (1 + float(before.abs().max())):
                 break
         return theta
 
@@ -85,17 +93,21 @@ class Regressions:
 
     def is_held(self, theta: Tensor, slack: float) -> bool:
         """Whether a spread beside an affine argument is at most ``slack`` times its floor."""
-        return any(argument.is_held(self.factors, theta, slack) for argument in self.closed)
+        closed = [*self.closed, *(argument for family in self.together for argument in family.closed)]
+        return any(argument.is_held(self.factors, theta, slack) for argument in closed)
 
     def _newton(self, name: str, columns: Tensor, theta: Tensor, pieces: Pieces) -> Tensor:
         """Newton's method over the coefficients behind one argument, with steps halved until Q does not fall."""
-        here = _Expansion.at(theta, name, columns, pieces)
+        starts, own = self.coordinates.starts(), set(columns.tolist())
+        priors = {n: p for n, p in self.priors.items() if starts[n] in own}
+        prior = partial(log_prior, priors, self.coordinates) if priors else None
+        here = _Expansion.at(theta, name, columns, pieces, prior)
         for _ in range(ITERATIONS):
             step = _solve(here.curvature, here.slope)
             promised = float(here.slope @ step)
             if promised <= 1e-15 * (1 + abs(here.value)):
                 break
-            there = _halved(here, step, name, columns, pieces)
+            there = _halved(here, step, name, columns, pieces, prior)
             if there is None:
                 break
             here = there
@@ -112,9 +124,12 @@ class _Expansion:
     curvature: Tensor
 
     @classmethod
-    def at(cls, theta: Tensor, name: str, columns: Tensor, pieces: Pieces) -> _Expansion:
+    def at(cls, theta: Tensor, name: str, columns: Tensor, pieces: Pieces, prior: Density | None) -> _Expansion:
         size = len(columns)
         value, slope, curvature = 0.0, theta.new_zeros(size), theta.new_zeros(size, size)
+        if prior is not None:
+            height, slope, hessian = expansion(lambda v: prior(theta.index_put((columns,), v)), theta[columns])
+            value, curvature = float(height), -hessian
         place = torch.full((len(theta),), -1, dtype=torch.long)
         place[columns] = torch.arange(size)
         for piece in pieces:
@@ -127,11 +142,13 @@ class _Expansion:
         return cls(theta, value if value == value else -torch.inf, slope, curvature)
 
 
-def _halved(here: _Expansion, step: Tensor, name: str, columns: Tensor, pieces: Pieces) -> _Expansion | None:
+def _halved(
+    here: _Expansion, step: Tensor, name: str, columns: Tensor, pieces: Pieces, prior: Density | None
+) -> _Expansion | None:
     for halving in range(40):
         trial = here.theta.clone()
         trial[columns] += step * 0.5**halving
-        there = _Expansion.at(trial, name, columns, pieces)
+        there = _Expansion.at(trial, name, columns, pieces, prior)
         if there.value >= here.value - 1e-14 * abs(here.value):
             return there
     return None

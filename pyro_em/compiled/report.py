@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from pyro_em.compiled.plan import Plan
 from pyro_em.compiled.regression import Regressions
-from pyro_em.compiled.solve import is_closed
+from pyro_em.compiled.solve import go_together, is_closed
 from pyro_em.probing import Affine, Coordinates, Opaque, Probed, ProbedSite, Route, SiteParts
 from pyro_em.strategy import EXPLAINED
 
@@ -77,7 +79,8 @@ def _owners(plan: Plan) -> Mapping[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for block in plan.ownership.blocks:
         book = plan.model.books[block.book]
-        owner = "closed form" if is_closed(book, [block]) else "newton"
+        mates = [b for b in plan.ownership.blocks if b.book == block.book]
+        owner = "newton" if go_together(book, mates) or not is_closed(book, [block]) else "closed form"
         found.update(dict.fromkeys(block.params, (owner, "")))
     found.update({name: ("statistics", reason) for name, reason in plan.ownership.reasons.items()})
     if plan.regressions is not None:
@@ -102,6 +105,9 @@ def _by_element(regressions: Regressions, probed: Probed) -> dict[str, tuple[str
             if name in f.routes and f.routes[name].is_affine
         )
         found.update(dict.fromkeys(params(columns), ("least squares" if linear else "newton", "")))
+    for family in regressions.together:
+        moved = [*family.affine.values(), *(argument.movable for argument in family.closed)]
+        found.update(dict.fromkeys(params(torch.cat(moved)), ("newton", "")))
     for argument in regressions.closed:
         found.update(dict.fromkeys(params(argument.movable), ("closed form", "")))
     reason = "its role, constraint or prior leaves no closed form beside an affine argument"

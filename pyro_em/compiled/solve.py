@@ -12,12 +12,14 @@ from torch import Tensor
 from pyro_em.compiled.cells import Book
 from pyro_em.compiled.collapse import floored, ran_out, refuse, too_narrow
 from pyro_em.compiled.ownership import Block
-from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations, least
+from pyro_em.compiled.shared import Shared
+from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations
 from pyro_em.families import Cells
+from pyro_em.families.coupled import is_coupled
 from pyro_em.families.newton import newton
 from pyro_em.probing import Coordinates
 
-__all__ = ["Guard", "Solver", "is_closed", "solver_of"]
+__all__ = ["Guard", "Solver", "go_together", "is_closed", "solver_of"]
 
 SWEEPS = 200
 STILL = 1e-13
@@ -110,7 +112,9 @@ def solver_of(book: Book, blocks: Sequence[Block]) -> Solver:
     """The least work that maximises over all of them."""
     if _vary_together(book, blocks):
         return solve_jointly
-    return solve_in_turn if _is_coupled(book, blocks) else _solve_once
+    if not _is_coupled(book, blocks):
+        return _solve_once
+    return solve_together if go_together(book, blocks) else solve_in_turn
 
 
 def _solve_once(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
@@ -146,6 +150,26 @@ def solve_jointly(book: Book, blocks: Sequence[Block], stats: Tensor, values: di
         values[n] = _kept(block, guard.checked(book, block, _relative(book, n, found[n], 1), cells), values[n])
 
 
+def solve_together(book: Book, blocks: Sequence[Block], stats: Tensor, values: dict[str, Tensor], guard: Guard) -> None:
+    """Newton's method over arguments that cells share in different ways, in place."""
+    shared = Shared.of(book, blocks, stats, values, guard.coordinates)
+    found = {**values, **shared.maximise()}
+    sharp = [b for b in blocks if b.argument in concentrations(book.family)]
+    lowest = {b.argument: book.least_concentration(b.argument, found) for b in sharp}
+    if guard.floor and any(bool((level > CEILING).any()) for level in lowest.values()):
+        tops = {n: ceilings(book.family, level, {n: found[n]})[n] for n, level in lowest.items()}
+        found = {**values, **shared.maximise(tops)}
+    for block in sharp if not guard.floor else ():
+        cells = book.cells(block.argument, stats, values, None)
+        guard.refuse_sharp(book, block, lowest[block.argument], cells)
+    values.update(found)
+
+
+def go_together(book: Book, blocks: Sequence[Block]) -> bool:
+    """Whether Newton's method takes all of these arguments at once."""
+    return is_coupled(book.family, len(blocks), sum(len(b.free) for b in blocks)) and not is_closed(book, blocks)
+
+
 def _by_newton(
     book: Book, blocks: Sequence[Block], cells: Cells, values: Mapping[str, Tensor], guard: Guard
 ) -> dict[str, Tensor]:
@@ -171,7 +195,7 @@ def _by_newton(
 
 def _vary_together(book: Book, blocks: Sequence[Block]) -> bool:
     """Whether the arguments need Newton's method and vary together, so that it can take all of them at once."""
-    if len(blocks) < 2 or any(b.pseudo is not None or not b.all_free for b in blocks):
+    if len(blocks) < 2 or any(b.priors or not b.all_free for b in blocks):
         return False
     groups = [book.groups[b.argument] for b in blocks]
     return all(torch.equal(groups[0], g) for g in groups[1:]) and not is_closed(book, blocks)
@@ -207,7 +231,7 @@ def _is_coupled(book: Book, blocks: Sequence[Block]) -> bool:
 
 def _conditional(book: Book, block: Block, stats: Tensor, values: Mapping[str, Tensor], guard: Guard) -> Tensor:
     """The argument's values that maximise Q given the others; what no datum speaks of may be NaN."""
-    old, name = values[block.argument], block.argument
+    name = block.argument
     cells = book.cells(name, stats, values, block.pseudo)
     if name == book.location and book.shift is not None and block.pseudo is not None:
         cells = replace(cells, pseudo=_shifted(block.pseudo, book.shift))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.distributions import Transform, biject_to, constraints
 
 from pyro_em.families.base import Argument, Cells, Family
 
-__all__ = ["newton", "newton_in_pieces"]
+__all__ = ["Objective", "ascend", "newton", "newton_in_pieces"]
 
 Pieces = Callable[[], Iterable[tuple[Family, Cells]]]
 
@@ -78,6 +79,32 @@ def newton_in_pieces(
     start = torch.cat([chart.start for chart in charts], -1)
     top = torch.cat([chart.top((ceiling or {}).get(chart.name)) for chart in charts], -1)
     count = _total(cells.pool(cells.stats[:, -1]) for _, cells in pieces())
+    at = ascend(objective, start, free, top, count)
+    moved = (at != start).any(-1)
+    return {chart.name: chart.leave(part, moved) for chart, part in objective.split(at)}
+
+
+class Objective(Protocol):
+    """A function of coordinates (G, V), for each group by itself."""
+
+    def height(self, at: Tensor) -> Tensor:
+        """Its values, shape (G,)."""
+        ...
+
+    def expand(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values (G,), the size of their rounding errors (G,), gradients (G, V) and Hessians (G, V, V)."""
+        ...
+
+
+def ascend(objective: Objective, start: Tensor, free: Tensor, top: Tensor, count: Tensor) -> Tensor:
+    """Coordinates (G, V) at a maximum of each group's objective, which does not fall (but for rounding).
+
+    Args:
+        start: shape (G, V); a group stays there whose count is zero, or whose objective or gradient is not finite.
+        free: which coordinates may move by more than ``REACH`` in one step, shape (V,).
+        top: how far each may go, shape (G, V).
+        count: number of data behind each group, shape (G,).
+    """
     active = count > 0
     at = torch.where(active.unsqueeze(-1), start.minimum(top), start)
     before = torch.full_like(count, torch.inf)
@@ -97,8 +124,7 @@ def newton_in_pieces(
             break
         at, active = _search(objective, at, step, top, torch.where(quiet, height - noise, height), quiet, gain, active)
         before = gain
-    moved = (at != start).any(-1)
-    return {chart.name: chart.leave(part, moved) for chart, part in objective.split(at)}
+    return at
 
 
 @dataclass(frozen=True)
@@ -217,7 +243,7 @@ def _direction(gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(
-    objective: _Objective,
+    objective: Objective,
     at: Tensor,
     step: Tensor,
     top: Tensor,

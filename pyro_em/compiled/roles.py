@@ -1,0 +1,153 @@
+"""Which solution moves each parameter of sites by element, from the roles that it plays in them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_em.compiled.elements import ElementFactor
+from pyro_em.compiled.model import TensorModel
+from pyro_em.compiled.ownership import implied
+from pyro_em.compiled.pooled import Key, Pooled
+from pyro_em.compiled.priors import Prior
+from pyro_em.compiled.regression import Regressions
+from pyro_em.compiled.together import Together
+from pyro_em.families.coupled import is_coupled
+from pyro_em.probing import Affine, Coordinates, ProbedSite, Selected, SiteParts
+
+__all__ = ["regressions_of"]
+
+
+@dataclass(frozen=True)
+class _Role:
+    """One way in which a parameter reaches sites.
+
+    Attributes:
+        argument: which it reaches.
+        key: of a selection, the family, argument and link; ``None`` for an affine argument.
+    """
+
+    argument: str
+    key: Key | None
+
+
+def regressions_of(
+    sites: list[ProbedSite],
+    model: TensorModel,
+    coordinates: Coordinates,
+    priors: Mapping[str, Prior],
+    frozen: Collection[str],
+) -> Regressions | None:
+    """Who moves what; ``None`` without such sites.
+
+    A parameter of one role has a solution: coefficients have Newton's method, with any prior; an argument has its
+    family's, where it has no prior, or moves together with the others of a coupled family. The rest is numeric.
+    """
+    if not sites:
+        return None
+    names = {s.name for s in sites}
+    factors = tuple(f for f in model.factors if isinstance(f, ElementFactor) and f.name in names)
+    roles = {p: found for p, found in _roles(sites, coordinates).items() if p not in frozen}
+    single = {p: next(iter(found)) for p, found in roles.items() if len(found) == 1}
+    single = {p: role for p, role in single.items() if _is_free(role, coordinates.constraints[p])}
+    together = _together(factors, single, coordinates, priors)
+    taken = {p for family in together for p in family.params}
+    apart = {p: role for p, role in single.items() if p not in taken and (role.key is None or p not in priors)}
+    return Regressions(
+        factors=factors,
+        coordinates=coordinates,
+        priors=priors,
+        affine=_affine(apart, coordinates),
+        closed=_closed(apart, coordinates),
+        together=together,
+        numeric=tuple(sorted(roles.keys() - taken - apart.keys())),
+    )
+
+
+def _roles(sites: list[ProbedSite], coordinates: Coordinates) -> dict[str, set[_Role]]:
+    """The roles that each parameter plays."""
+    names, owner = list(coordinates.shapes), coordinates.owner()
+    found: dict[str, set[_Role]] = {}
+    for site in sites:
+        assert isinstance(site.parts, SiteParts)
+        for argument, route in site.routes.items():
+            if isinstance(route, Affine):
+                role, used = _Role(argument, None), route.columns
+            else:
+                assert isinstance(route, Selected)
+                role = _Role(argument, (type(site.parts.family), argument, route.link))
+                used = route.index[route.index >= 0]
+            for i in owner[used].unique().tolist():
+                found.setdefault(names[i], set()).add(role)
+    return found
+
+
+def _is_free(role: _Role, constraint: Any) -> bool:
+    """Whether the parameter may go wherever its role would take it."""
+    if role.key is None:
+        return implied("identity", constraints.real, constraint)
+    kind, argument, link = role.key
+    form = next(a for a in kind.args if a.name == argument)
+    return form.rank == 0 and implied(link, form.domain, constraint)
+
+
+def _together(
+    factors: Iterable[ElementFactor],
+    roles: Mapping[str, _Role],
+    coordinates: Coordinates,
+    priors: Mapping[str, Prior],
+) -> tuple[Together, ...]:
+    """Families all of whose arguments that move must do so together, and move no other family."""
+    users = _users(factors, roles, coordinates)
+    found = []
+    for kind in dict.fromkeys(type(f.family) for f in factors):
+        own = {p: role for p, role in roles.items() if kind in users[p]}
+        known = {p: prior for p, prior in priors.items() if p in own}
+        params = frozenset(own)
+        family = Together(kind, params, _affine(own, coordinates), _closed(own, coordinates), coordinates, known)
+        is_alone = all(users[p] == {kind} for p in own)
+        if is_alone and is_coupled(kind, len({r.argument for r in own.values()}), family.size):
+            found.append(family)
+    return tuple(found)
+
+
+def _users(
+    factors: Iterable[ElementFactor], roles: Mapping[str, _Role], coordinates: Coordinates
+) -> dict[str, set[type]]:
+    """By parameter, the families that it reaches."""
+    names, owner = list(coordinates.shapes), coordinates.owner()
+    users: dict[str, set[type]] = {p: set() for p in roles}
+    for f in factors:
+        for route in f.routes.values():
+            used = route.columns if route.is_affine else route.index
+            assert used is not None
+            for i in owner[used[(used >= 0) & (used < len(owner))]].unique().tolist():
+                users.get(names[i], set()).add(type(f.family))
+    return users
+
+
+def _positions(name: str, coordinates: Coordinates) -> Tensor:
+    return coordinates.starts()[name] + torch.arange(torch.Size(coordinates.shapes[name]).numel())
+
+
+def _affine(roles: Mapping[str, _Role], coordinates: Coordinates) -> dict[str, Tensor]:
+    """By argument, the columns of theta behind it."""
+    found: dict[str, list[Tensor]] = {}
+    for name, role in roles.items():
+        if role.key is None:
+            found.setdefault(role.argument, []).append(_positions(name, coordinates))
+    return {argument: torch.cat(parts) for argument, parts in found.items()}
+
+
+def _closed(roles: Mapping[str, _Role], coordinates: Coordinates) -> tuple[Pooled, ...]:
+    """Arguments that are selections."""
+    found: dict[Key, list[Tensor]] = {}
+    for name, role in roles.items():
+        if role.key is not None:
+            found.setdefault(role.key, []).append(_positions(name, coordinates))
+    return tuple(Pooled(key, torch.cat(parts)) for key, parts in found.items())
