@@ -152,7 +152,7 @@ def test_memory_changes_nothing(name):
 
 def test_a_prior_on_a_coefficient():
     found, whole = run(with_a_prior, *waits(), batch_size=45, **STEPS), run(with_a_prior, *waits(), **STEPS)
-    assert set(found.explain().owner) == {"closed form", "least squares", "statistics"}
+    assert set(found.explain().owner) == {"closed form", "least squares"}
     agree(found, whole, atol=1e-7)
 
 

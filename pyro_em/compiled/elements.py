@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pyro_em.compiled.factor import active_rows, element_shape, grouped, multiplicity
-from pyro_em.families import Family
+from pyro_em.families import Augmented, Family
 from pyro_em.graph import Plate, Variable
 from pyro_em.probing import Affine, Coordinates, ProbedSite, Selected, SiteParts, Stack
 from pyro_em.probing.affine import PREDICTORS
@@ -85,7 +86,11 @@ class ElementFactor:
 
     is_dense = False
     is_constant = False
-    is_augmented = False
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether features depend on the arguments."""
+        return bool(getattr(self.family, "augmented", False))
 
     @property
     def num_rows(self) -> int:
@@ -106,17 +111,24 @@ class ElementFactor:
         x = (self.x if self.x.shape[0] == 1 else self.x[rows]).to(torch.float64)
         return x.nan_to_num(0.0) if self.mask is not None else x
 
-    def features(self, rows: slice) -> Tensor:
-        """Features and a one, last, over (n or 1, K or 1, E, S + 1)."""
+    def features(self, theta: Tensor, rows: slice) -> Tensor:
+        """Features, expected at theta if they depend on it, and a one, last, over (n or 1, K or 1, E, S + 1)."""
         x = self.data(rows)
-        rank = self.family.rank
-        t = self.family.features(x.movedim(list(range(3, 3 + rank)), list(range(rank)))).movedim(0, -1)
+        if self.is_augmented:
+            t = cast(Augmented, self.family).augment(x, **self.args(theta, rows)).movedim(0, -1)
+        else:
+            rank = self.family.rank
+            t = self.family.features(x.movedim(list(range(3, 3 + rank)), list(range(rank)))).movedim(0, -1)
         return torch.cat([t, torch.ones_like(t[..., :1])], -1)
 
     def table(self, theta: Tensor, rows: slice) -> Tensor:
         """Log-densities without the base measure of observations, shape (n or 1, K or 1)."""
-        coefficients = self.family.coefficients(**self.args(theta, rows))
-        density = torch.einsum("nkes,nkes->nke", self.features(rows), coefficients)
+        args = self.args(theta, rows)
+        if self.is_augmented:
+            density = cast(Augmented, self.family).log_prob(self.data(rows), **args)
+        else:
+            features, coefficients = self.features(theta, rows), self.family.coefficients(**args)
+            density = torch.einsum("nkes,nkes->nke", features, coefficients)
         if self.x.shape[1] > 1:
             density = density + self.base_measure(rows)
         return self.masked(density, rows).sum(-1)

@@ -177,6 +177,9 @@ class Maximiser:
                 theta[rows] = found
             else:
                 theta[start : start + found.numel()].copy_(found.reshape(-1))
+        elif link.rank == 2:  # an argument may hold one triangle of what the parameter holds whole
+            whole = torch.arange(rows[0].numel()).reshape(rows.shape[1:])
+            theta[rows[:, :1, :1] + whole] = found
         else:
             inside = rows < len(theta)
             theta[rows[inside]] = found[inside]

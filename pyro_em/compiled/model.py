@@ -111,7 +111,9 @@ class TensorModel:
         """The tally of an E-step that is complete."""
         weights = {name: torch.cat(parts) for name, parts in tally.weights.items()}
         stats = tuple(tally.stats[id(b)] for b in self.books)
-        return Expectation(log_evidence, spread, stats, InMemory(self._by_element, weights), tally.point)
+        return Expectation(
+            log_evidence, spread, stats, InMemory(self._by_element, weights, tally.point.theta), tally.point
+        )
 
     @cached_property
     def _by_element(self) -> tuple[ElementFactor, ...]:

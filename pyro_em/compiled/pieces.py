@@ -21,15 +21,17 @@ class Piece:
     Attributes:
         factors: the sites.
         weights: by site, posterior of the states times the datum's weight, shape (n, K).
+        theta: where that was found.
     """
 
     factors: tuple[ElementFactor, ...]
     weights: Mapping[str, Tensor]
+    theta: Tensor
 
     @cached_property
     def stats(self) -> dict[str, Tensor]:
         """By site, expected features and counts of every element, shape (n, K, E, S + 1)."""
-        return {f.name: _statistics(f, self.weights[f.name]) for f in self.factors}
+        return {f.name: _statistics(f, self.weights[f.name], self.theta) for f in self.factors}
 
     @property
     def size(self) -> int:
@@ -56,9 +58,10 @@ class InMemory:
 
     factors: tuple[ElementFactor, ...]
     weights: Mapping[str, Tensor]
+    theta: Tensor
 
     def __iter__(self) -> Iterator[Piece]:
-        yield Piece(self.factors, self.weights)
+        yield Piece(self.factors, self.weights, self.theta)
 
     def held(self) -> Pieces:
         """Statistics are made once."""
@@ -79,8 +82,8 @@ class Held:
         return self
 
 
-def _statistics(factor: ElementFactor, weights: Tensor) -> Tensor:
-    t = factor.features(slice(None))
+def _statistics(factor: ElementFactor, weights: Tensor, theta: Tensor) -> Tensor:
+    t = factor.features(theta, slice(None))
     t = t.expand(factor.num_rows, factor.num_states, -1, -1)
     weights = weights[:, :, None].expand(-1, -1, t.shape[2])
     return t * factor.masked(weights, slice(None)).unsqueeze(-1)

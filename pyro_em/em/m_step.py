@@ -58,7 +58,7 @@ def _only(leaf: Tensor, element: int | None) -> Iterator[None]:
         return
     mask = torch.zeros_like(leaf)
     mask.view(-1)[element] = 1.0
-    hook = leaf.register_hook(lambda slope: slope * mask)
+    hook = leaf.register_hook(lambda slope: None if slope is None else slope * mask)
     try:
         yield
     finally:
