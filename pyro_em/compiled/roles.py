@@ -16,8 +16,8 @@ from pyro_em.compiled.ownership import implied
 from pyro_em.compiled.pooled import Key, Pooled
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
-from pyro_em.compiled.together import Together
-from pyro_em.families.coupled import is_coupled
+from pyro_em.compiled.together import Together, elementwise
+from pyro_em.families.coupled import can_go_together
 from pyro_em.probing import Affine, Coordinates, ProbedSite, Selected, SiteParts
 
 __all__ = ["regressions_of"]
@@ -46,7 +46,8 @@ def regressions_of(
     """Who moves what; ``None`` without such sites.
 
     A parameter of one role has a solution: coefficients have Newton's method, with any prior; an argument has its
-    family's, where it has no prior, or moves together with the others of a coupled family. The rest is numeric.
+    family's, where it has no prior. In a family whose arguments are numbers with bounds, all of them move together
+    where they are coupled, or a coefficient has bounds of its own. The rest is numeric.
     """
     if not sites:
         return None
@@ -54,10 +55,12 @@ def regressions_of(
     factors = tuple(f for f in model.factors if isinstance(f, ElementFactor) and f.name in names)
     roles = {p: found for p, found in _roles(sites, coordinates).items() if p not in frozen}
     single = {p: next(iter(found)) for p, found in roles.items() if len(found) == 1}
-    single = {p: role for p, role in single.items() if _is_free(role, coordinates.constraints[p])}
-    together = _together(factors, single, coordinates, priors)
+    free = {p for p, role in single.items() if _is_free(role, coordinates.constraints[p])}
+    bounded = {p for p in single.keys() - free if _is_bounded(single[p], coordinates.constraints[p])}
+    may = {p: role for p, role in single.items() if p in free | bounded}
+    together = _together(factors, may, coordinates, priors, bounded)
     taken = {p for family in together for p in family.params}
-    apart = {p: role for p, role in single.items() if p not in taken and (role.key is None or p not in priors)}
+    apart = {p: may[p] for p in may if p in free - taken and (may[p].key is None or p not in priors)}
     return Regressions(
         factors=factors,
         coordinates=coordinates,
@@ -96,23 +99,41 @@ def _is_free(role: _Role, constraint: Any) -> bool:
     return form.rank == 0 and implied(link, form.domain, constraint)
 
 
+def _is_bounded(role: _Role, constraint: Any) -> bool:
+    """Whether it is a coefficient each element of which has bounds of its own."""
+    return role.key is None and elementwise(constraint) is not None
+
+
 def _together(
     factors: Iterable[ElementFactor],
     roles: Mapping[str, _Role],
     coordinates: Coordinates,
     priors: Mapping[str, Prior],
+    bounded: Collection[str],
 ) -> tuple[Together, ...]:
-    """Families all of whose arguments that move must do so together, and move no other family."""
+    """What must move together: all arguments of a family, or those behind one argument where a coefficient has bounds.
+
+    Not where they move another family, too.
+    """
     users = _users(factors, roles, coordinates)
+
+    def of(kind: Any, params: Collection[str]) -> Together:
+        own = {p: roles[p] for p in params}
+        known = {p: prior for p, prior in priors.items() if p in own}
+        return Together(kind, frozenset(own), _affine(own, coordinates), _closed(own, coordinates), coordinates, known)
+
     found = []
     for kind in dict.fromkeys(type(f.family) for f in factors):
-        own = {p: role for p, role in roles.items() if kind in users[p]}
-        known = {p: prior for p, prior in priors.items() if p in own}
-        params = frozenset(own)
-        family = Together(kind, params, _affine(own, coordinates), _closed(own, coordinates), coordinates, known)
-        is_alone = all(users[p] == {kind} for p in own)
-        if is_alone and is_coupled(kind, len({r.argument for r in own.values()}), family.size):
-            found.append(family)
+        own = [p for p in roles if kind in users[p]]
+        is_alone, arguments = all(users[p] == {kind} for p in own), {roles[p].argument for p in own}
+        edges = {roles[p].argument for p in own if p in bounded}
+        if is_alone and (len(arguments) > 1 or edges) and can_go_together(kind, of(kind, own).size):
+            found.append(of(kind, own))
+            continue
+        for argument in sorted(edges):
+            behind = [p for p in own if roles[p].key is None and roles[p].argument == argument]
+            if all(users[p] == {kind} for p in behind) and all(a.rank == 0 for a in kind.args):
+                found.append(of(kind, behind))
     return tuple(found)
 
 

@@ -86,7 +86,7 @@ class Shared:
         elements = Elements(self.book.family, self.stats, self._reaches(sizes))
         free = torch.zeros(len(start), dtype=torch.bool)
         prior = self._log_prior if self.priors else None
-        return self._written(newton_coupled(lambda: (elements,), start, free, top, prior))
+        return self._written(newton_coupled(lambda: (elements,), start, free, top, prior=prior))
 
     def _written(self, at: Tensor) -> dict[str, Tensor]:
         """The arguments at a point; differentiable."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints, transform_to
 
 from pyro_em.compiled.elements import ElementFactor, ElementRoute
 from pyro_em.compiled.pieces import Pieces
@@ -24,7 +24,18 @@ from pyro_em.families.newton import REAL
 from pyro_em.probing import LINKS, Coordinates
 from pyro_em.probing.affine import PREDICTORS
 
-__all__ = ["Together"]
+__all__ = ["Together", "elementwise"]
+
+
+def elementwise(constraint: Any) -> Any:
+    """The constraint of each element; ``None`` where elements are bound to each other."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    try:
+        transform = transform_to(constraint)
+    except NotImplementedError:
+        return None
+    return constraint if transform.domain.event_dim == transform.codomain.event_dim == 0 else None
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Together:
             return log_prior(self.priors, self.coordinates, self._written(theta, at))
 
         elements, start = partial(self._elements, pieces, theta), self._start(theta)
-        found = newton_coupled(elements, start, self._free, top, prior if self.priors else None)
+        found = newton_coupled(elements, start, self._free, top, self._values, prior if self.priors else None)
         return self._written(theta, found) if bool(torch.isfinite(found).all()) else theta
 
     def _held(self, moved: Tensor, pieces: Pieces) -> Tensor:
@@ -95,8 +106,26 @@ class Together:
     @cached_property
     def _free(self) -> Tensor:
         """Whether a coordinate is that of an argument without bounds, or a coefficient."""
-        own = [torch.full((len(p.movable),), self._forms[p.key[1]].domain in REAL) for p in self.closed]
-        return torch.cat([torch.ones(len(self._columns), dtype=torch.bool), *own])
+        coefficients = torch.cat(
+            [torch.zeros(0, dtype=torch.bool), *(torch.full((n,), c in REAL) for c, n in self._bounds)]
+        )
+        return torch.cat([coefficients, torch.zeros(len(self._top) - len(coefficients), dtype=torch.bool)])
+
+    @cached_property
+    def _bounds(self) -> list[tuple[Any, int]]:
+        """The constraints of the parameters behind the first coordinates, with how many these are."""
+        owner, names = self.coordinates.owner()[self._columns], list(self.coordinates.shapes)
+        kept, counts = torch.unique_consecutive(owner, return_counts=True)
+        return [
+            (elementwise(self.coordinates.constraints[names[i]]), n)
+            for i, n in zip(kept.tolist(), counts.tolist(), strict=True)
+        ]
+
+    def _values(self, at: Tensor) -> Tensor:
+        """Coefficients within their bounds; the coordinates of arguments are what they are reached by."""
+        parts = at.split([*(n for _, n in self._bounds), len(at) - len(self._columns)])
+        bounds = [transform_to(c) for c, _ in self._bounds]
+        return torch.cat([*(t(part) for t, part in zip(bounds, parts, strict=False)), parts[-1]])
 
     @cached_property
     def _top(self) -> Tensor:
@@ -105,11 +134,13 @@ class Together:
 
     def _start(self, theta: Tensor) -> Tensor:
         own = [coordinates_of(self._forms[p.key[1]], LINKS[p.key[2]].forward(theta[p.movable])) for p in self.closed]
-        return torch.cat([theta[self._columns], *own])
+        parts = theta[self._columns].split([n for _, n in self._bounds])
+        coefficients = [transform_to(c).inv(part) for (c, _), part in zip(self._bounds, parts, strict=True)]
+        return torch.cat([*coefficients, *own])
 
     def _written(self, theta: Tensor, found: Tensor) -> Tensor:
         sizes = [len(self._columns), *(len(p.movable) for p in self.closed)]
-        coefficients, *own = found.split(sizes)
+        coefficients, *own = self._values(found).split(sizes)
         moved = theta.clone()
         moved[self._columns] = coefficients
         for pooled, at in zip(self.closed, own, strict=True):

@@ -17,16 +17,22 @@ from torch import Tensor
 from pyro_em.families.base import Family
 from pyro_em.families.newton import REAL, ascend
 
-__all__ = ["Density", "Elements", "Reach", "expansion", "is_coupled", "newton_coupled"]
+__all__ = ["Chart", "Density", "Elements", "Reach", "can_go_together", "expansion", "is_coupled", "newton_coupled"]
 
 Density = Callable[[Tensor], Tensor]
+Chart = Callable[[Tensor], Tensor]
 MAX_COORDINATES = 512  # more go in turn, in groups that need no common Hessian
 
 
 def is_coupled(kind: Any, arguments: int, coordinates: int) -> bool:
     """Whether so many arguments of a family, with so many coordinates, must move together; a location needs not."""
+    return arguments > 1 and can_go_together(kind, coordinates)
+
+
+def can_go_together(kind: Any, coordinates: int) -> bool:
+    """Whether arguments of a family, with so many coordinates, may."""
     simple = all(a.rank == 0 and a.domain not in REAL for a in kind.args) and not getattr(kind, "augmented", False)
-    return simple and arguments > 1 and coordinates <= MAX_COORDINATES
+    return simple and coordinates <= MAX_COORDINATES
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,20 @@ class _Objective:
     """The expected log-likelihood as a function of coordinates, as one group: shapes (1, V)."""
 
     pieces: Callable[[], Iterable[Elements]]
+    chart: Chart
     prior: Density | None
 
     def height(self, at: Tensor) -> Tensor:
         with torch.no_grad():
-            parts = [_height(piece, at[0]) for piece in self.pieces()]
+            values = self.chart(at[0])
+            parts = [_height(piece, values) for piece in self.pieces()]
             if self.prior is not None:
                 parts.append(self.prior(at[0]).reshape(1))
             return torch.stack(parts).sum(0)
 
     def expand(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts = [_expand(piece, at[0]) for piece in self.pieces()]
+        values, slope, bend = _derivatives(self.chart, at[0])
+        parts = [_charted(_expand(piece, values), slope, bend) for piece in self.pieces()]
         if self.prior is not None:
             value, gradient, hessian = expansion(self.prior, at[0])
             parts.append((value.reshape(1), value.abs().reshape(1), gradient, hessian))
@@ -109,7 +118,12 @@ class _Objective:
 
 
 def newton_coupled(
-    pieces: Callable[[], Iterable[Elements]], start: Tensor, free: Tensor, top: Tensor, prior: Density | None = None
+    pieces: Callable[[], Iterable[Elements]],
+    start: Tensor,
+    free: Tensor,
+    top: Tensor,
+    chart: Chart | None = None,
+    prior: Density | None = None,
 ) -> Tensor:
     """Coordinates (V,) at a maximum of the expected log-likelihood, which does not fall (but for rounding).
 
@@ -118,10 +132,34 @@ def newton_coupled(
         start: where to begin, shape (V,).
         free: which coordinates may move far in one step, shape (V,).
         top: how far each may go, shape (V,).
+        chart: from each coordinate to what the elements are reached by; ``None``, to itself.
         prior: what a prior on the coordinates adds, in nats; twice differentiable.
     """
     count = torch.stack([piece.stats[:, -1].sum() for piece in pieces()]).sum(0, keepdim=True)
-    return ascend(_Objective(pieces, prior), start.unsqueeze(0), free, top.unsqueeze(0), count)[0]
+    objective = _Objective(pieces, chart or torch.clone, prior)
+    return ascend(objective, start.unsqueeze(0), free, top.unsqueeze(0), count)[0]
+
+
+Expansion = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _derivatives(chart: Chart, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, first and second derivatives of an elementwise map, each (V,)."""
+    with torch.enable_grad():
+        leaf = at.detach().requires_grad_()
+        values = chart(leaf)
+        (slope,) = torch.autograd.grad(values.sum(), leaf, create_graph=True, materialize_grads=True)
+        bend = torch.zeros_like(at)
+        if slope.requires_grad:
+            (bend,) = torch.autograd.grad(slope.sum(), leaf, materialize_grads=True)
+    return values.detach(), slope.detach(), bend
+
+
+def _charted(found: Expansion, slope: Tensor, bend: Tensor) -> Expansion:
+    """An expansion in values, in the coordinates behind them."""
+    height, size, gradient, hessian = found
+    curved = slope.unsqueeze(-1) * hessian * slope + torch.diag(bend * gradient)
+    return height, size, slope * gradient, curved
 
 
 def expansion(f: Density, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +180,7 @@ def _height(piece: Elements, at: Tensor) -> Tensor:
     return piece.terms({n: r.predictor(at) for n, r in piece.reaches.items()}).sum().unsqueeze(0)
 
 
-def _expand(piece: Elements, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _expand(piece: Elements, at: Tensor) -> Expansion:
     """Objective and the size of its terms (1,), gradient (V,) and Hessian (V, V)."""
     reaches, size = list(piece.reaches.values()), len(at)
     with torch.enable_grad():
