@@ -199,3 +199,19 @@ def test_no_number_is_no_fall():
     assert result.status in (Status.NON_FINITE, Status.STALLED) and not result.converged
     assert result.objective == before.objective
     torch.testing.assert_close(result.params, before.params, atol=0, rtol=0)
+
+
+def test_a_parameter_that_nothing_reads_is_in_no_ones_way():
+    """A climb of one element after the other, at the kink of a Laplace, passes it by."""
+
+    def model(x):
+        pyro.param("never", f64([0.7, 0.3]))
+        m = pyro.param("m", f64([0.0, 3.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(f64(0.5))).long()
+            pyro.sample("x", dist.Laplace(m[z], 1.0), obs=x)
+
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(20), 3 + torch.randn(20)]).to(torch.float64)
+    found = fit(model, x, strategy=EM(), progress=False)
+    assert found.params["never"].tolist() == [0.7, 0.3]

@@ -224,7 +224,12 @@ def test_every_conjugate_prior_is_tested() -> None:
 
 
 def test_every_family_has_an_example() -> None:
-    modules = {info.name for info in pkgutil.iter_modules(pyro_em.families.__path__)} - {"base", "coupled", "newton", "pieces"}
+    modules = {info.name for info in pkgutil.iter_modules(pyro_em.families.__path__)} - {
+        "base",
+        "coupled",
+        "newton",
+        "pieces",
+    }
     exported = [importlib.import_module(f"pyro_em.families.{module}").__all__ for module in modules]
     assert set(itertools.chain(*exported)) == set(EXAMPLES)
     assert {kind.__name__: family.__name__ for kind, family in FAMILIES.items()} == {name: name for name in EXAMPLES}

@@ -27,7 +27,7 @@ class NegativeBinomial:
     """
 
     args: ClassVar[tuple[Argument, ...]] = (
-        Argument("total_count", domain=constraints.positive, largest=1e9),  # a Poisson
+        Argument("total_count", domain=constraints.positive, largest=1e8),  # a Poisson
         Argument("probs", domain=constraints.unit_interval),
     )
     rank: ClassVar[int] = 0

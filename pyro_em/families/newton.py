@@ -220,9 +220,9 @@ def _direction_below(at_top: Tensor, gradient: Tensor, hessian: Tensor) -> tuple
         apart = stuck.unsqueeze(-1) | stuck.unsqueeze(-2)
         own = torch.where(apart, torch.diag_embed(-stuck.to(hessian.dtype)), hessian)
         step, concave = _direction(gradient.masked_fill(stuck, 0.0), own)
-        pushed = at_top & (step > 0)
+        pushed = at_top & ~stuck & (step > 0)
         if not bool(pushed.any()):
-            return step, concave
+            return step.masked_fill(stuck, 0.0), concave
         stuck = stuck | pushed
 
 

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_em.errors import ModelError
 from pyro_em.graph.hidden import hidden_of, is_hidden
@@ -26,12 +28,20 @@ def log_prob(site: dict[str, Any]) -> Tensor:
     """The unscaled log-density at a site, finite in value and gradient where missing entries are masked.
 
     Raises:
-        ModelError: a NaN entry that no mask hides.
+        ModelError: a NaN entry that no mask hides, or a value outside of the distribution's support.
     """
     value = without_missing(site)
     if is_hidden(site["fn"]):  # Pyro's own takes K^3 for each time, and its gradient vanishes where factors disagree
         return hidden_of(site["fn"], value).log_prob()
-    return with_true_zeros(site["fn"]).log_prob(value, *site["args"], **site["kwargs"])
+    fn = with_true_zeros(site["fn"])
+    try:
+        found: Tensor = fn.log_prob(value, *site["args"], **site["kwargs"])
+    except ValueError as error:
+        raise ModelError(
+            f"Site {site['name']!r} gives no density to its value; check the data, and the constraints of parameters. "
+            f"torch says: {error}"
+        ) from error
+    return found
 
 
 def without_missing(site: dict[str, Any]) -> Any:
@@ -49,13 +59,21 @@ def without_missing(site: dict[str, Any]) -> Any:
     if not site["infer"].get("_nan_checked"):
         _check_hidden(site)
         site["infer"]["_nan_checked"] = True
-    return torch.where(missing, _stand_in(site, missing), value)
+    block = _event_dim(site["fn"])
+    parts = missing.flatten(value.dim() - block).any(-1) if block else missing  # of a vector, all of it is replaced
+    missing = parts.reshape(*parts.shape, *[1] * block).expand(value.shape)
+    return torch.where(missing, _stand_in(site, parts, block), value)
 
 
 def _check_hidden(site: dict[str, Any]) -> None:
-    with torch.no_grad(), _without_validation(site["fn"]):
-        seen = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-    if bool(seen.isnan().any()):
+    value, event = site["value"], site["fn"].event_dim
+    rows = value.isnan().flatten(value.dim() - event).any(-1) if event else value.isnan()
+    try:
+        with torch.no_grad(), _without_validation(site["fn"]):
+            seen = scale_and_mask(site["fn"].log_prob(value), mask=site["mask"]).isnan()
+    except (IndexError, RuntimeError):  # NaN as the index of a category: the mask of the site must tell
+        seen = torch.ones_like(rows) if site["mask"] is None else torch.as_tensor(site["mask"])
+    if bool((seen & rows).any()):
         raise ModelError(
             f"Site {site['name']!r} observes NaN that no mask hides. Hide missing entries, for instance by "
             "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for "
@@ -63,20 +81,29 @@ def _check_hidden(site: dict[str, Any]) -> None:
         )
 
 
-def _stand_in(site: dict[str, Any], missing: Tensor) -> Tensor:
+def _event_dim(fn: Any) -> int:
+    """The event dimensions whose entries only have a density together."""
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return int(fn.event_dim)
+
+
+def _stand_in(site: dict[str, Any], missing: Tensor, block: int) -> Tensor:
+    """An entry, or a vector of them, that is there."""
     present = site["value"][~missing]
-    if present.numel():
+    if len(present):
         return present[0]
     with torch.no_grad():
-        return site["fn"].sample().reshape(-1)[0]
+        drawn: Tensor = site["fn"].sample()
+    return drawn.reshape(-1, *drawn.shape[drawn.dim() - block :])[0]
 
 
 @contextmanager
 def _without_validation(fn: Any) -> Iterator[None]:
     """Pyro refuses NaN as outside the support before any mask is applied."""
     layers = [fn]
-    while inner := getattr(layers[-1], "base_dist", getattr(layers[-1], "observation_dist", None)):
-        layers.append(inner)
+    for layer in layers:  # grows on the way
+        layers += [inner for inner in vars(layer).values() if isinstance(inner, torch.distributions.Distribution)]
     before = [layer._validate_args for layer in layers]
     try:
         for layer in layers:

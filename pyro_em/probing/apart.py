@@ -61,7 +61,7 @@ def read(name: str, site: Site, found: Structure) -> Raw | str:
         return f"{'pyro.factor' if name_of == 'Unit' else name_of} has no closed-form family"
     if site["args"] or site["kwargs"]:
         return "its density takes extra arguments"
-    family = kind.of(core.fn, site["value"])
+    family = kind.of(core.fn, _shown(site, core) if hasattr(kind, "levels") else site["value"])
     own = found.variables.get(name)
     positions = _positions(site, found)
     tensors = {**family.arguments(core.fn), "value": family.data(core.fn, site["value"])}
@@ -111,9 +111,12 @@ def take_apart(raws: Sequence[Raw], stacked: bool = False) -> SiteParts:
         one = one.reshape([*one.shape, *[1] * (raw.events - events)])
         mask = one if mask is None else mask & one
     data = over.pop("value") if "value" in over else raw.tensors["value"]
+    family = reduce(lambda one, other: one.join(other), (r.family for r in raws))
+    if hasattr(family, "levels"):  # what masks hide may be beyond them
+        data = torch.where(data <= family.levels, data, 0)
     return SiteParts(
         name=raw.name,
-        family=reduce(lambda one, other: one.join(other), (r.family for r in raws)),
+        family=family,
         plates=plates,
         scope=raw.variables,
         events=raw.events,
@@ -199,6 +202,19 @@ def _masks(site: Site, core: Core, positions: Mapping[int, Dim]) -> tuple[tuple[
         (mask, events) for mask, events in [(site["mask"], 0), *core.masks] if mask is not None and mask is not True
     ]
     return tuple((_over_plates(torch.as_tensor(mask), events, positions), events) for mask, events in known)
+
+
+def _shown(site: Site, core: Core) -> Tensor:
+    """The entries of an observation that are there and that no mask hides, in a row."""
+    value: Tensor = site["value"]
+    shown = torch.isfinite(value)
+    for mask, events in [(site["mask"], 0), *core.masks]:
+        if isinstance(mask, Tensor):
+            over = mask.reshape([*mask.shape, *[1] * (core.events - events)])
+            for axis in range(over.dim() - value.dim()):  # states, on the left
+                over = over.any(axis, keepdim=True)
+            shown = shown & over.reshape(over.shape[max(over.dim() - value.dim(), 0) :])
+    return value[shown]
 
 
 def _over_plates(mask: Tensor, events: int, positions: Mapping[int, Dim]) -> Tensor:

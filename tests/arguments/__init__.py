@@ -9,6 +9,7 @@ the constraints, near enough to the maximum of Q that it is one, and far enough 
 from arguments import (  # noqa: F401  (importing a file registers its entries)
     chains,
     corners,
+    coupled,
     events,
     families,
     links,
