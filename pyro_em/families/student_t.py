@@ -16,7 +16,7 @@ __all__ = ["StudentT"]
 
 
 def _normaliser(half: Tensor) -> Tensor:
-    """log Gamma(half + 1/2) - log Gamma(half) - log(half) / 2, which goes to nothing; by its series where the logarithms
+    """log Gamma(half + 1/2) - log Gamma(half) - log(half) / 2, which goes to nothing; by its series where logarithms
     would leave only their rounding errors (Abramowitz & Stegun 1964, 6.1.47).
     """
     far = half > 1e3
