@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.constraints import positive, simplex
+from pyro.distributions.constraints import positive, simplex, unit_interval
 from shared.collapse import MODELS, X, accelerated, f64, is_finite, normals, run, shared
 from untouched import refused
 
@@ -284,3 +284,27 @@ def test_a_component_is_dropped_beside_the_gradient():
     result = run(beside, X, on_degenerate="drop")
     assert result.converged and result.params["weights"][0] < 1e-6
     assert result.params["scales"][1].item() == pytest.approx(X.std(correction=0).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["raise", "restart"])
+def test_a_precision_that_grows_without_limit(policy):
+    """A Beta by mean and precision, which only the gradient can move."""
+    torch.manual_seed(0)
+    x = dist.Beta(f64(2.0), f64(2.0)).sample((60,))
+    x = torch.cat([x[(x - 0.4).abs() > 0.1], f64([0.4] * 4)])
+
+    def model(x):
+        mean = pyro.param("mean", f64([0.5, 0.4]), constraint=unit_interval)
+        precision = pyro.param("precision", f64([4.0, 1e4]), constraint=positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", components())
+            pyro.sample("x", dist.Beta(mean[z] * precision[z], (1 - mean[z]) * precision[z]), obs=x)
+
+    strategy = EM(on_degenerate=policy, max_steps=100)
+    if policy == "raise":
+        with pytest.raises(DegenerateError, match="rose to") as caught:
+            fit(model, x, strategy=strategy, progress=False)
+        assert (caught.value.param, caught.value.element) == ("precision", (1,))
+    else:
+        found = fit(model, x, strategy=strategy, seed=0, progress=False)
+        assert found.converged and found.params["precision"].max() < 1e4

@@ -89,10 +89,10 @@ class EM:
             dimension, and one iteration is one pass over all of them: the result is that of full data. A ``DataLoader``
             among the arguments does the same. Initial values that the model computes from data are those of the first
             batch.
-        on_degenerate: what to do about a component that collapses (its spread goes to nothing about a few equal data):
-            ``"raise"`` a :class:`~pyro_em.errors.DegenerateError`, hold its spread at a ``"floor"`` (a millionth of the
-            data's variance), ``"drop"`` its state, or ``"restart"`` elsewhere. What only the gradient can move is
-            neither held nor dropped, but raises.
+        on_degenerate: what to do about a component that collapses (its spread goes to nothing about a few equal data,
+            or its concentrations grow without limit): ``"raise"`` a :class:`~pyro_em.errors.DegenerateError`, hold its
+            spread at a ``"floor"`` (a millionth of the data's variance; concentrations at a million), ``"drop"`` its
+            state, or ``"restart"`` elsewhere. What only the gradient can move is neither held nor dropped, but raises.
         on_decrease: what to do when the objective falls by more than rounding: ``"raise"``, ``"warn"`` and go on, or
             ``"revert"`` to the parameters before and stop.
 
