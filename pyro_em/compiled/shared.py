@@ -20,12 +20,17 @@ from pyro_em.families import Argument
 from pyro_em.families.coupled import Elements, Reach, newton_coupled
 from pyro_em.probing import LINKS, Coordinates
 
-__all__ = ["Shared", "coordinates_of"]
+__all__ = ["Shared", "coordinates_of", "within"]
 
 
 def coordinates_of(argument: Argument, values: Tensor) -> Tensor:
     """Values of an argument without their bounds."""
-    return biject_to(argument.domain).inv(values).nan_to_num(0.0).clamp(-700.0, 700.0)
+    return within(biject_to(argument.domain).inv(values))
+
+
+def within(coordinates: Tensor) -> Tensor:
+    """Coordinates of values at a bound are infinite: these, as far from it as arithmetic can tell."""
+    return coordinates.nan_to_num(0.0).clamp(-700.0, 700.0)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def solver_of(book: Book, blocks: Sequence[Block]) -> Solver:
     """The least work that maximises over all of them."""
     if _vary_together(book, blocks):
         return solve_jointly
-    if not _is_coupled(book, blocks):
+    if not _depend_on_each_other(book, blocks):
         return _solve_once
     return solve_together if go_together(book, blocks) else solve_in_turn
 
@@ -217,7 +217,7 @@ def is_closed(book: Book, blocks: Sequence[Block]) -> bool:
     )
 
 
-def _is_coupled(book: Book, blocks: Sequence[Block]) -> bool:
+def _depend_on_each_other(book: Book, blocks: Sequence[Block]) -> bool:
     """Whether the solution of one argument depends on that of another, beyond one sweep in the family's order."""
     if len(book.family.args) == 1:
         return False

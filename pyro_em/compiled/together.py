@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
 from pyro_em.compiled.elements import ElementFactor, ElementRoute
-from pyro_em.compiled.pieces import Pieces
+from pyro_em.compiled.pieces import Held, Pieces
 from pyro_em.compiled.pooled import Pooled
 from pyro_em.compiled.priors import Prior, log_prior
-from pyro_em.compiled.shared import coordinates_of
+from pyro_em.compiled.shared import coordinates_of, within
 from pyro_em.compiled.solve import Guard
 from pyro_em.families import Argument
 from pyro_em.families.coupled import Elements, Reach, newton_coupled
@@ -76,8 +76,11 @@ class Together:
         def prior(at: Tensor) -> Tensor:
             return log_prior(self.priors, self.coordinates, self._written(theta, at))
 
-        elements, start = partial(self._elements, pieces, theta), self._start(theta)
-        found = newton_coupled(elements, start, self._free, top, self._values, prior if self.priors else None)
+        elements: Callable[[], Iterable[Elements]] = partial(self._elements, pieces, theta)
+        if isinstance(pieces, Held):
+            elements = partial(tuple, tuple(elements()))  # those of the first pass serve all
+        known = prior if self.priors else None
+        found = newton_coupled(elements, self._start(theta), self._free, top, self._values, known)
         return self._written(theta, found) if bool(torch.isfinite(found).all()) else theta
 
     def _held(self, moved: Tensor, pieces: Pieces) -> Tensor:
@@ -135,7 +138,8 @@ class Together:
     def _start(self, theta: Tensor) -> Tensor:
         own = [coordinates_of(self._forms[p.key[1]], LINKS[p.key[2]].forward(theta[p.movable])) for p in self.closed]
         parts = theta[self._columns].split([n for _, n in self._bounds])
-        coefficients = [transform_to(c).inv(part) for (c, _), part in zip(self._bounds, parts, strict=True)]
+        pairs = zip(self._bounds, parts, strict=True)
+        coefficients = [part if c in REAL else within(transform_to(c).inv(part)) for (c, _), part in pairs]
         return torch.cat([*coefficients, *own])
 
     def _written(self, theta: Tensor, found: Tensor) -> Tensor:

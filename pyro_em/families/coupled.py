@@ -103,8 +103,10 @@ class _Objective:
         with torch.no_grad():
             values = self.chart(at[0])
             parts = [_height(piece, values) for piece in self.pieces()]
-            if self.prior is not None:
-                parts.append(self.prior(at[0]).reshape(1))
+            try:
+                parts += [] if self.prior is None else [self.prior(at[0]).reshape(1)]
+            except ValueError:  # rounding has taken a trial point out of the prior's support
+                return torch.full_like(parts[0], -torch.inf)
             return torch.stack(parts).sum(0)
 
     def expand(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -61,7 +61,7 @@ def without_missing(site: dict[str, Any]) -> Any:
         site["infer"]["_nan_checked"] = True
     block = _event_dim(site["fn"])
     parts = missing.flatten(value.dim() - block).any(-1) if block else missing  # of a vector, all of it is replaced
-    missing = parts.reshape(*parts.shape, *[1] * block).expand(value.shape)
+    missing = parts.reshape([*parts.shape, *[1] * block]).expand(value.shape)
     return torch.where(missing, _stand_in(site, parts, block), value)
 
 
@@ -83,9 +83,13 @@ def _check_hidden(site: dict[str, Any]) -> None:
 
 def _event_dim(fn: Any) -> int:
     """The event dimensions whose entries only have a density together."""
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-        fn = fn.base_dist
-    return int(fn.event_dim)
+    while True:
+        if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+            fn = fn.base_dist
+        elif is_hidden(fn):
+            fn = fn.observation_dist
+        else:
+            return int(fn.event_dim)
 
 
 def _stand_in(site: dict[str, Any], missing: Tensor, block: int) -> Tensor:
