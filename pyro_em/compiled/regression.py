@@ -9,7 +9,8 @@ so that they may come in batches: a step of Newton's method is then one pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +34,7 @@ __all__ = ["Regressions"]
 SWEEPS = 200
 ITERATIONS = 100
 STILL = 1e-12
+LITTLE = 1e-14  # of Q, that a sweep gains
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ class Regressions:
         Raises:
             DegenerateError: a spread beside an affine argument went to nothing, under a guard that does not floor.
         """
-        pieces = pieces.held()
+        pieces, height = pieces.held(), -math.inf
+        turns = len(self.affine) + len(self.closed) + len(self.together) + bool(self.numeric)
         for _ in range(SWEEPS):
-            before = theta
+            before, below = theta, height
             for family in self.together:
                 theta = family.maximise(theta, pieces, guard)
             for name, columns in self.affine.items():
@@ -77,9 +80,12 @@ class Regressions:
             for argument in self.closed:
                 theta = argument.solve(theta, pieces, guard)
             if self.numeric:
-                theta = climb(lambda t: self._q(t, pieces), self.coordinates, theta, self.numeric)
-            turns = len(self.affine) + len(self.closed) + len(self.together) + bool(self.numeric)
+                theta = climb(lambda t: self._q(t, pieces, self.numeric), self.coordinates, theta, self.numeric)
             if turns == 1 or float((theta - before).abs().max()) <= STILL * (1 + float(before.abs().max())):
+                break
+            with torch.no_grad():
+                height = float(self._q(theta, pieces, self.priors))
+            if height - below <= LITTLE * (1 + abs(height)):
                 break
         return theta
 
@@ -87,8 +93,8 @@ class Regressions:
         """The part of Q that these sites make, in nats; differentiable in theta."""
         return summed((_of_piece(piece, theta) for piece in pieces), [theta])
 
-    def _q(self, theta: Tensor, pieces: Pieces) -> Tensor:
-        priors = {n: p for n, p in self.priors.items() if n in self.numeric}
+    def _q(self, theta: Tensor, pieces: Pieces, params: Collection[str]) -> Tensor:
+        priors = {n: p for n, p in self.priors.items() if n in params}
         return log_prior(priors, self.coordinates, theta) + self.expected(theta, pieces)
 
     def is_held(self, theta: Tensor, slack: float) -> bool:

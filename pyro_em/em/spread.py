@@ -18,7 +18,7 @@ from pyro_em.graph.trace import Site
 from pyro_em.probing.moments import Moments
 from pyro_em.probing.sites import core_of
 
-__all__ = ["Spread", "concentration_of", "moments_of", "spread_of"]
+__all__ = ["Spread", "concentration_of", "kind_of", "moments_of", "spread_of"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ def spread_of(site: Site) -> Spread | None:
     if form.rank == 2:
         value = value.diagonal(dim1=-2, dim2=-1)
     return Spread(form.name, value, family.data(fn, site["value"]), core.events + family.rank)
+
+
+def kind_of(site: Site) -> object:
+    """What sites of a chain that are alike have in common."""
+    core = core_of(site["fn"])
+    return site["is_observed"], type(core.fn), core.events, core.fn.event_shape
 
 
 def concentration_of(site: Site) -> tuple[str, Tensor] | None:

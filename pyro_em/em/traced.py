@@ -15,6 +15,7 @@ from pyro_em.em.expectation import Posterior, TracedExpectation, expected, infor
 from pyro_em.em.m_step import Ascent, GradientMStep
 from pyro_em.em.placing import labelled
 from pyro_em.em.shares import Shares, may_be_held
+from pyro_em.em.spread import kind_of
 from pyro_em.em.stopping import resolution
 from pyro_em.em.watch import Narrow, Watch
 from pyro_em.errors import ModelError
@@ -225,7 +226,7 @@ class TracedEngine:
             raise ModelError(
                 f"A start from data needs an observed site of dense data with one latent; {site!r} is none."
             )
-        names = alike(graph, site)
+        names = alike(graph, site, lambda n: kind_of(nodes[n]))
         variables = tuple(factors[n].scope[0] for n in names)
         data = [nodes[n]["value"] for n in names]
         return variables, torch.stack(data, len(variables[0].plates)).flatten(0, len(variables[0].plates))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_em.compiled.collapse import COLLAPSED
 from pyro_em.compiled.sharp import SHARP
 from pyro_em.em.shares import Share
-from pyro_em.em.spread import concentration_of, moments_of, spread_of
+from pyro_em.em.spread import concentration_of, kind_of, moments_of, spread_of
 from pyro_em.errors import DegenerateError
 from pyro_em.graph import FactorGraph, alike
 from pyro_em.graph.build import Structure
@@ -59,7 +59,7 @@ class Watch:
         for name, site in found.sites.items():
             if name in done or spread_of(site) is None:
                 continue
-            names = [n for n in alike(graph, name) if spread_of(found.sites[n]) is not None]
+            names = alike(graph, name, lambda n: kind_of(found.sites[n]))
             own = moments_of([found.sites[n] for n in names], factors[name])
             done.update(names)
             for n in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -106,11 +106,24 @@ class Chain:
         return [graph.factors[i] for slot in self.slots for i in slot]
 
 
-def alike(graph: FactorGraph, name: str) -> list[str]:
-    """The sites that sit in a chain as this one does, by time; the site itself, where it is in none."""
-    at = next(i for i, f in enumerate(graph.factors) if f.name == name)
-    slots = [slot for chain in split(graph)[0] for slot in chain.slots]
-    return [graph.factors[i].name for i in next((s for s in slots if at in s), (at,))]
+def alike(graph: FactorGraph, name: str, kind: Callable[[str], object]) -> list[str]:
+    """The sites that sit in a chain as this one does, by time; the site itself, where it is in none.
+
+    Args:
+        kind: of a site; those of another kind are not alike. Several of one kind in a frame part ways by their order.
+    """
+    for chain in split(graph)[0]:
+        members = [graph.factors[i] for i in sorted(i for slot in chain.slots for i in slot)]
+        if name not in {f.name for f in members}:
+            continue
+        seats = {f.name: chain.frames.seat(f.scope) for f in members if kind(f.name) == kind(name)}
+        frames: dict[int, list[str]] = {}
+        for n, seat in seats.items():
+            if seat.axes == seats[name].axes:
+                frames.setdefault(seat.at, []).append(n)
+        order = frames[seats[name].at].index(name)
+        return [names[order] for _, names in sorted(frames.items()) if len(names) > order]
+    return [name]
 
 
 def split(graph: FactorGraph) -> tuple[tuple[Chain, ...], tuple[int, ...]]:
