@@ -53,7 +53,7 @@ def climb(q: Callable[[Tensor], Tensor], coordinates: Coordinates, theta: Tensor
             with torch.enable_grad():
                 loss = -q(here())
                 loss.backward()
-        except ValueError:  # a trial point that rounding takes out of a prior's support: the line search steps back
+        except (ValueError, torch.linalg.LinAlgError):  # rounding takes a trial point to an edge: the search steps back
             return math.inf
         return float(loss.detach())
 

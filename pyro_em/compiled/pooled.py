@@ -87,9 +87,12 @@ class Pooled:
             self.variances[:] = [seen.units.largest()]
             found = self._guarded(pool, found, seen, guard)
         inverse = LINKS[link].inverse(found).reshape(len(pool.values), -1)
-        inside = torch.isin(pool.values, self.movable) & torch.isfinite(inverse)
+        places = pool.values
+        if LINKS[link].rank == 2:  # an argument may hold one triangle of what the parameter holds whole
+            places = places[:, :1] + torch.arange(places.shape[1])
+        inside = torch.isin(places, self.movable) & torch.isfinite(inverse)
         theta = theta.clone()
-        theta[pool.values[inside]] = inverse[inside]
+        theta[places[inside]] = inverse[inside]
         return theta
 
     def _cells(self, pieces: Pieces, theta: Tensor, seen: _Seen) -> Iterator[tuple[Family, Cells]]:

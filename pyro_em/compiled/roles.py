@@ -96,7 +96,7 @@ def _is_free(role: _Role, constraint: Any) -> bool:
         return implied("identity", constraints.real, constraint)
     kind, argument, link = role.key
     form = next(a for a in kind.args if a.name == argument)
-    return form.rank == 0 and implied(link, form.domain, constraint)
+    return form.rank != 1 and implied(link, form.domain, constraint)
 
 
 def _is_bounded(role: _Role, constraint: Any) -> bool:

@@ -26,6 +26,7 @@ Pieces = Callable[[], Iterable[tuple[Family, Cells]]]
 ITERATIONS = 100
 HALVINGS = 40
 PRECISION = 1e-22  # squared distance to the maximum, in standard deviations of one datum
+EMPTY = 1e-10  # data, of which a group that holds no more says nothing
 REACH = 5.0  # of one step, in coordinates of bounded arguments
 REAL = (constraints.real, constraints.real_vector)
 
@@ -100,12 +101,12 @@ def ascend(objective: Objective, start: Tensor, free: Tensor, top: Tensor, count
     """Coordinates (G, V) at a maximum of each group's objective, which does not fall (but for rounding).
 
     Args:
-        start: shape (G, V); a group stays there whose count is zero, or whose objective or gradient is not finite.
+        start: shape (G, V); a group stays there that is empty, or whose objective or gradient is not finite.
         free: which coordinates may move by more than ``REACH`` in one step, shape (V,).
         top: how far each may go, shape (G, V).
         count: number of data behind each group, shape (G,).
     """
-    active = count > 0
+    active = count > EMPTY
     at = torch.where(active.unsqueeze(-1), start.minimum(top), start)
     before = torch.full_like(count, torch.inf)
     for _ in range(ITERATIONS):

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.constraints import interval, positive, unit_interval
+from pyro.distributions.constraints import interval, lower_cholesky, positive, positive_definite, unit_interval
 from torch import Tensor
 
-from arguments.base import SELECTED, Made, affine, case, f64, selection
-from arguments.parts import COUNTS, FEATURES, X, mixture, scale, weights
+from arguments.base import SELECTED, Made, affine, case, f64, linked, selection
+from arguments.parts import COUNTS, FEATURES, PAIRS, X, mixture, scale, weights
 
 WAITS = (0.6 * X).exp()
 SHARES = torch.sigmoid(0.7 * X + 0.2)
@@ -193,6 +193,42 @@ def least_squares_of_a_prior() -> Made:
         return lambda z, x: dist.Normal((x * beta[z]).sum(-1), f64(0.8))
 
     return _mixture(sample, X + 0.2 * COLUMN, FEATURES)
+
+
+# Matrices beside coefficients ---------------------------------------------------------------------
+
+START = f64([[1.1, 0.0], [0.3, 0.8]])
+MATRIX = {
+    "scale_tril": START,
+    "covariance_matrix": START @ START.T,
+    "precision_matrix": torch.linalg.inv(START @ START.T),
+}
+MOVED = affine(exact=True, same=False)  # given the matrices, and they given the lines
+
+
+def _lines(argument: str) -> Made:
+    def emission(z: Tensor, x: Tensor) -> dist.TorchDistribution:
+        beta = pyro.param("beta", f64([[[-0.6, 0.3], [0.2, 0.1]], [[1.1, 0.9], [0.5, -0.2]]]))
+        constraint = lower_cholesky if argument == "scale_tril" else positive_definite
+        matrix = pyro.param("matrix", MATRIX[argument].repeat(2, 1, 1), constraint=constraint)
+        return dist.MultivariateNormal(beta[z, 0] + beta[z, 1] * x.unsqueeze(-1), **{argument: matrix[z]})
+
+    return mixture(emission, PAIRS, COLUMN)
+
+
+@case({"weights": SELECTED, "beta": MOVED, "matrix": selection(same=False)}, maximal=False)
+def lines_in_two_dimensions() -> Made:
+    return _lines("scale_tril")
+
+
+@case({"weights": SELECTED, "beta": MOVED, "matrix": linked("cholesky", same=False)}, maximal=False)
+def lines_of_a_covariance() -> Made:
+    return _lines("covariance_matrix")
+
+
+@case({"weights": SELECTED, "beta": MOVED, "matrix": linked("precision_cholesky", same=False)}, maximal=False)
+def lines_of_a_precision() -> Made:
+    return _lines("precision_matrix")
 
 
 # Student's t --------------------------------------------------------------------------------------
