@@ -18,7 +18,7 @@ from pyro_em.compiled.ownership import Block
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.families import Argument
 from pyro_em.families.coupled import Elements, Reach, newton_coupled
-from pyro_em.families.newton import EMPTY
+from pyro_em.families.newton import NEGLIGIBLE
 from pyro_em.probing import LINKS, Coordinates
 
 __all__ = ["Shared", "coordinates_of", "within"]
@@ -68,7 +68,7 @@ class Shared:
         for block in blocks:
             cells = book.cells(block.argument, stats, values, None)
             counts = cells.pool(stats[:, -1])
-            moves[block.argument] = block.free & ((counts > EMPTY) | bool(block.priors))
+            moves[block.argument] = block.free & ((counts > NEGLIGIBLE) | bool(block.priors))
         forms = tuple(a for a in book.family.args if a.name in moves)
         priors = {b.argument: b.priors for b in blocks if b.priors}
         return cls(book, stats, forms, moves, values, priors, coordinates)

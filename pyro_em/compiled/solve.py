@@ -16,13 +16,14 @@ from pyro_em.compiled.shared import Shared
 from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations
 from pyro_em.families import Cells
 from pyro_em.families.coupled import is_coupled
-from pyro_em.families.newton import EMPTY, newton
+from pyro_em.families.newton import NEGLIGIBLE, newton
 from pyro_em.probing import Coordinates
 
 __all__ = ["Guard", "Solver", "go_together", "is_closed", "solver_of"]
 
 SWEEPS = 200
 STILL = 1e-13
+EMPTY = 1e-10  # data that a component holds when it has run out of them
 
 
 Solver = Callable[[Book, Sequence[Block], Tensor, dict[str, Tensor], "Guard"], None]
@@ -75,7 +76,7 @@ class Guard:
             DegenerateError: one has, of a component that holds data.
         """
         counts = cells.pool(cells.stats[:, -1])
-        sharp = (lowest >= SHARP[self.dtype]) & (counts > EMPTY) & block.free
+        sharp = (lowest >= SHARP[self.dtype]) & (counts > NEGLIGIBLE) & block.free
         if bool(sharp.any()):
             g = int(sharp.nonzero()[0, 0])
             value, count = float(lowest[g]), float(counts[g])

@@ -26,7 +26,7 @@ Pieces = Callable[[], Iterable[tuple[Family, Cells]]]
 ITERATIONS = 100
 HALVINGS = 40
 PRECISION = 1e-22  # squared distance to the maximum, in standard deviations of one datum
-EMPTY = 1e-10  # data, of which a group that holds no more says nothing
+NEGLIGIBLE = 1e-13  # data: a group that holds no more of them says nothing
 REACH = 5.0  # of one step, in coordinates of bounded arguments
 REAL = (constraints.real, constraints.real_vector)
 
@@ -106,7 +106,7 @@ def ascend(objective: Objective, start: Tensor, free: Tensor, top: Tensor, count
         top: how far each may go, shape (G, V).
         count: number of data behind each group, shape (G,).
     """
-    active = count > EMPTY
+    active = count > NEGLIGIBLE
     at = torch.where(active.unsqueeze(-1), start.minimum(top), start)
     before = torch.full_like(count, torch.inf)
     for _ in range(ITERATIONS):
