@@ -83,7 +83,7 @@ class Guard:
             raise refuse(book, block.argument, g, value, count, self.coordinates, "rose")
 
     def checked(self, book: Book, block: Block, values: Tensor, cells: Cells) -> Tensor:
-        """The values, none of them collapsed.
+        """The values, none of them collapsed; NaN where one has that next to no datum speaks of.
 
         Raises:
             DegenerateError: one is, and this guard does not floor.
@@ -100,12 +100,12 @@ class Guard:
             covariance = _covariance(book, cells)
             held = floored(book, block.argument, values, lambda: covariance)
             return torch.where(spoken_of.reshape(-1, *[1] * (values.dim() - 1)), held, values)
-        narrow &= spoken_of
-        if bool(narrow.any()):
-            g = int(narrow.nonzero()[0, 0])
+        held = narrow & spoken_of & (counts > NEGLIGIBLE)
+        if bool(held.any()):
+            g = int(held.nonzero()[0, 0])
             value = values[g] if values.dim() == 1 else values[g].diagonal().abs().amin()
             raise refuse(book, block.argument, g, float(value), float(counts[g]), self.coordinates)
-        return values
+        return values.masked_fill((narrow & block.free).reshape(-1, *[1] * (values.dim() - 1)), torch.nan)
 
 
 def solver_of(book: Book, blocks: Sequence[Block]) -> Solver:
