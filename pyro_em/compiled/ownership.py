@@ -211,4 +211,5 @@ def implied(link: str, domain: Any, constraint: Any) -> bool:
 
 def _positive(constraint: Any) -> bool:
     bounded = getattr(constraint, "upper_bound", None) is not None
-    return getattr(constraint, "lower_bound", None) == 0 and not bounded
+    lower = getattr(constraint, "lower_bound", None)
+    return lower is not None and bool((torch.as_tensor(lower) == 0).all()) and not bounded

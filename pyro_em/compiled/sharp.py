@@ -46,5 +46,6 @@ def ceilings(kind: Any, lowest: Tensor, values: Mapping[str, Tensor]) -> dict[st
     found = {}
     for name in values.keys() & set(concentrations(kind)):
         level = lowest.reshape(-1, *[1] * (values[name].dim() - 1))
-        found[name] = torch.where((level > CEILING) & (values[name] == level), CEILING, torch.inf)
+        unbounded = torch.full_like(values[name], torch.inf)
+        found[name] = unbounded.masked_fill((level > CEILING) & (values[name] == level), CEILING)
     return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.families.base import Family
-from pyro_em.families.newton import REAL, ascend
+from pyro_em.families.newton import NEGLIGIBLE, REAL, ascend
 
 __all__ = ["Chart", "Density", "Elements", "Reach", "can_go_together", "expansion", "is_coupled", "newton_coupled"]
 
@@ -116,6 +116,10 @@ class _Objective:
             value, gradient, hessian = expansion(self.prior, at[0])
             parts.append((value.reshape(1), value.abs().reshape(1), gradient, hessian))
         height, size, gradient, hessian = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+        # What next to no datum speaks of stays: its slope over its curvature is anything.
+        idle = (gradient.abs() <= NEGLIGIBLE) & (hessian.diagonal().abs() <= NEGLIGIBLE)
+        gradient = gradient.masked_fill(idle, 0.0)
+        hessian = torch.where(idle.unsqueeze(-1) | idle, torch.diag(-idle.to(at.dtype)), hessian)
         return height, 10 * torch.finfo(at.dtype).eps * size, gradient.unsqueeze(0), hessian.unsqueeze(0)
 
 
@@ -169,6 +173,8 @@ def expansion(f: Density, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         leaf = at.detach().requires_grad_()
         value = f(leaf)
+        if not value.requires_grad:
+            return value.detach(), torch.zeros_like(at), at.new_zeros(len(at), len(at))
         (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, materialize_grads=True)
         rows = [
             torch.autograd.grad(slope, leaf, retain_graph=True, materialize_grads=True)[0]

@@ -59,10 +59,53 @@ def without_missing(site: dict[str, Any]) -> Any:
     if not site["infer"].get("_nan_checked"):
         _check_hidden(site)
         site["infer"]["_nan_checked"] = True
-    block = _event_dim(site["fn"])
-    parts = missing.flatten(value.dim() - block).any(-1) if block else missing  # of a vector, all of it is replaced
-    missing = parts.reshape([*parts.shape, *[1] * block]).expand(value.shape)
-    return torch.where(missing, _stand_in(site, parts, block), value)
+    return _whole(site, missing, torch.where(missing, _entry(site, missing), value))
+
+
+def _whole(site: dict[str, Any], missing: Tensor, value: Tensor) -> Tensor:
+    """The value with all of a vector replaced where one of its entries was, and what that leaves is none any more: a
+    point of a simplex, a one among zeros, counts of a total.
+    """
+    fn, _ = _layers(site["fn"])
+    event = 0 if is_hidden(fn) else fn.event_dim
+    if not event:
+        return value
+    try:
+        valid = fn.support.check(value)
+    except NotImplementedError:
+        return value
+    parts = missing.flatten(value.dim() - event).any(-1)
+    if valid.shape != parts.shape or not bool((parts & ~valid).any()):
+        return value
+    present = site["value"][~parts]
+    if len(present):
+        whole = present[0]
+    else:
+        with torch.no_grad():
+            drawn: Tensor = site["fn"].sample()
+        whole = drawn.reshape(-1, *drawn.shape[drawn.dim() - event :])[0]
+    return torch.where((parts & ~valid).reshape([*parts.shape, *[1] * event]), whole, value)
+
+
+def _entry(site: dict[str, Any], missing: Tensor) -> Tensor:
+    """One that is there."""
+    present = site["value"][~missing]
+    if present.numel():
+        return present[0]
+    with torch.no_grad():
+        return site["fn"].sample().reshape(-1)[0]
+
+
+def _layers(fn: Any) -> tuple[Any, list[tuple[Tensor, int]]]:
+    """A distribution without its wrappers; and their masks, with how many event dimensions are to the right of each."""
+    masks, events = [], 0
+    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, Independent):
+            events += fn.reinterpreted_batch_ndims
+        elif isinstance(fn, MaskedDistribution) and isinstance(fn._mask, Tensor):
+            masks.append((fn._mask, events))
+        fn = fn.base_dist
+    return fn, masks
 
 
 def _check_hidden(site: dict[str, Any]) -> None:
@@ -70,36 +113,18 @@ def _check_hidden(site: dict[str, Any]) -> None:
     rows = value.isnan().flatten(value.dim() - event).any(-1) if event else value.isnan()
     try:
         with torch.no_grad(), _without_validation(site["fn"]):
-            seen = scale_and_mask(site["fn"].log_prob(value), mask=site["mask"]).isnan()
-    except (IndexError, RuntimeError):  # NaN as the index of a category: the mask of the site must tell
-        seen = torch.ones_like(rows) if site["mask"] is None else torch.as_tensor(site["mask"])
-    if bool((seen & rows).any()):
+            bare = scale_and_mask(site["fn"].log_prob(value), mask=site["mask"]).isnan() & rows
+    except (IndexError, RuntimeError):  # NaN as the index of a category: the masks themselves must tell
+        bare = value.isnan()
+        own = [] if site["mask"] is None else [(torch.as_tensor(site["mask"]), 0)]
+        for mask, events in (*own, *_layers(site["fn"])[1]):
+            bare = bare & mask.reshape([*mask.shape, *[1] * (event - events)])
+    if bool(bare.any()):
         raise ModelError(
             f"Site {site['name']!r} observes NaN that no mask hides. Hide missing entries, for instance by "
             "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for "
             "entries."
         )
-
-
-def _event_dim(fn: Any) -> int:
-    """The event dimensions whose entries only have a density together."""
-    while True:
-        if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-            fn = fn.base_dist
-        elif is_hidden(fn):
-            fn = fn.observation_dist
-        else:
-            return int(fn.event_dim)
-
-
-def _stand_in(site: dict[str, Any], missing: Tensor, block: int) -> Tensor:
-    """An entry, or a vector of them, that is there."""
-    present = site["value"][~missing]
-    if len(present):
-        return present[0]
-    with torch.no_grad():
-        drawn: Tensor = site["fn"].sample()
-    return drawn.reshape(-1, *drawn.shape[drawn.dim() - block :])[0]
 
 
 @contextmanager

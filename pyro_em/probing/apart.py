@@ -214,7 +214,7 @@ def _shown(site: Site, core: Core) -> Tensor:
             for axis in range(over.dim() - value.dim()):  # states, on the left
                 over = over.any(axis, keepdim=True)
             shown = shown & over.reshape(over.shape[max(over.dim() - value.dim(), 0) :])
-    return value[shown]
+    return value.expand(shown.shape)[shown]
 
 
 def _over_plates(mask: Tensor, events: int, positions: Mapping[int, Dim]) -> Tensor:
