@@ -22,7 +22,7 @@ from pyro_em.compiled.priors import Prior, pseudo_statistics
 from pyro_em.families.coupled import is_coupled
 from pyro_em.probing import LINKS, Coordinates
 
-__all__ = ["Block", "Ownership", "share_out"]
+__all__ = ["Block", "Ownership", "share_out", "takes_newton"]
 
 REAL = (constraints.real, constraints.real_vector)
 
@@ -38,6 +38,7 @@ class Block:
         pseudo: of conjugate priors, shape (G, ...); ``None`` without one.
         params: the parameters it owns.
         priors: of these; some may have no pseudo-statistics, where arguments move together.
+        meets_priors: whether Newton's method can take these priors with it.
     """
 
     book: int
@@ -46,6 +47,7 @@ class Block:
     pseudo: Tensor | None
     params: frozenset[str]
     priors: Mapping[str, Prior] = field(default_factory=dict)
+    meets_priors: bool = True
 
     @cached_property
     def all_free(self) -> bool:
@@ -97,7 +99,8 @@ def share_out(
             if own:
                 free = _of(own, book.rows[a.name], coordinates)
                 known = {n: priors[n] for n in sorted(own) if n in priors}
-                blocks.append(Block(i, a.name, free, _pseudo(book, a.name, known, coordinates), own, known))
+                meets = _can_meet(book, a.name, known, coordinates)
+                blocks.append(Block(i, a.name, free, _pseudo(book, a.name, known, coordinates), own, known, meets))
     return Ownership(tuple(blocks), tuple(reasons), reasons)
 
 
@@ -151,29 +154,28 @@ def _object_to_priors(
     for book in books:
         own = {a.name: set(_params(book.rows[a.name], coordinates)) - {*reasons, *frozen} for a in book.family.args}
         moved = [a for a, names in own.items() if names]
-        if is_coupled(book.family, len(moved), sum(len(book.rows[a]) for a in moved)):
-            continue
+        together = is_coupled(book.family, len(moved), sum(len(book.rows[a]) for a in moved)) and all(
+            _can_meet(book, a, {n: priors[n] for n in names & priors.keys()}, coordinates) for a, names in own.items()
+        )
         for argument, names in own.items():
-            for n in sorted(names & priors.keys()):
+            for n in sorted(names & priors.keys()) if not together else ():
                 if pseudo_statistics(book, argument, priors[n], coordinates) is None:
-                    kind = type(priors[n].site["fn"]).__name__
-                    reasons[n] = f"its prior ({kind}) is not conjugate to {type(book.family).__name__}"
+                    reasons[n] = f"its prior ({priors[n].kind}) is not conjugate to {type(book.family).__name__}"
 
 
-def _spread_objections(
-    books: tuple[Book, ...], coordinates: Coordinates, reasons: dict[str, str], frozen: Collection[str]
-) -> None:
-    """Vectors made of several parameters are solved whole or not at all."""
-    for book in books:
-        for a in book.family.args:
-            if not a.rank:
-                continue
-            for row in book.rows[a.name]:
-                names = _params(row, coordinates)
-                bad = [n for n in names if n in reasons]
-                for n in names if bad else []:
-                    if n not in frozen:
-                        reasons.setdefault(n, f"it shares rows of {a.name} with {bad[0]!r}")
+def takes_newton(link: str, priors: Mapping[str, Prior]) -> bool:
+    """Whether priors on parameters behind an argument have curvature, and the way back to them one branch."""
+    return not priors or (link != "square" and all(prior.is_smooth for prior in priors.values()))
+
+
+def _can_meet(book: Book, argument: str, priors: Mapping[str, Prior], coordinates: Coordinates) -> bool:
+    """Whether Newton's method over the argument's values can have these priors: it moves all elements that they do."""
+    rows, starts = book.rows[argument], coordinates.starts()
+    for name in priors:
+        size = torch.Size(coordinates.shapes[name]).numel()
+        if len(rows[(rows >= starts[name]) & (rows < starts[name] + size)].unique()) < size:
+            return False
+    return takes_newton(book.links[argument], priors)
 
 
 def _pseudo(book: Book, argument: str, priors: Mapping[str, Prior], coordinates: Coordinates) -> Tensor | None:

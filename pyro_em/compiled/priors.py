@@ -17,6 +17,12 @@ from pyro_em.probing.sites import core_of
 __all__ = ["Prior", "log_prior", "pseudo_statistics"]
 
 
+SMOOTH = frozenset(
+    """Normal MultivariateNormal LogNormal StudentT Cauchy Logistic Gumbel Gamma InverseGamma Exponential Weibull Beta
+    HalfNormal HalfCauchy Chi2 Dirichlet VonMises""".split()  # noqa: SIM905
+)
+
+
 @dataclass(frozen=True)
 class Prior:
     """A prior whose own arguments no parameter touches.
@@ -28,6 +34,16 @@ class Prior:
 
     name: str
     site: Site
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether its density is known to have second derivatives, as Newton's method needs."""
+        return self.kind in SMOOTH
+
+    @property
+    def kind(self) -> str:
+        """The name of its distribution."""
+        return type(core_of(self.site["fn"]).fn).__name__
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Total log-density at a value, in nats, float64."""

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.model import TensorModel
-from pyro_em.compiled.ownership import implied
+from pyro_em.compiled.ownership import implied, takes_newton
 from pyro_em.compiled.pooled import Key, Pooled
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
@@ -45,7 +45,7 @@ def regressions_of(
 ) -> Regressions | None:
     """Who moves what; ``None`` without such sites.
 
-    A parameter of one role has a solution: coefficients have Newton's method, with any prior; an argument has its
+    A parameter of one role has a solution: coefficients have Newton's method, with smooth priors; an argument has its
     family's, where it has no prior. In a family whose arguments are numbers with bounds, all of them move together
     where they are coupled, or a coefficient has bounds of its own. The rest is numeric.
     """
@@ -54,7 +54,7 @@ def regressions_of(
     names = {s.name for s in sites}
     factors = tuple(f for f in model.factors if isinstance(f, ElementFactor) and f.name in names)
     roles = {p: found for p, found in _roles(sites, coordinates).items() if p not in frozen}
-    single = {p: next(iter(found)) for p, found in roles.items() if len(found) == 1}
+    single = {p: next(iter(found)) for p, found in roles.items() if len(found) == 1 and _has_newton(p, found, priors)}
     free = {p for p, role in single.items() if _is_free(role, coordinates.constraints[p])}
     bounded = {p for p in single.keys() - free if _is_bounded(single[p], coordinates.constraints[p])}
     may = {p: role for p, role in single.items() if p in free | bounded}
@@ -88,6 +88,12 @@ def _roles(sites: list[ProbedSite], coordinates: Coordinates) -> dict[str, set[_
             for i in owner[used].unique().tolist():
                 found.setdefault(names[i], set()).add(role)
     return found
+
+
+def _has_newton(name: str, roles: Iterable[_Role], priors: Mapping[str, Prior]) -> bool:
+    """Whether a prior leaves it to Newton's method: it has curvature, and the way back to its parameter one branch."""
+    own = {name: priors[name]} if name in priors else {}
+    return all(takes_newton("" if r.key is None else r.key[2], own) for r in roles)
 
 
 def _is_free(role: _Role, constraint: Any) -> bool:

@@ -106,11 +106,11 @@ class Shared:
         """Of the parameters behind the arguments at a point, in nats."""
         total, size = at.new_zeros(()), len(self.coordinates.owner())
         for name, value in self._written(at).items():
-            rows = self.book.rows[name]
+            priors, rows = self.priors.get(name, {}), self.book.rows[name]
+            theta = at.new_zeros(size)
             inside = rows < size
             found = LINKS[self.book.links[name]].inverse(value[inside])
-            theta = at.new_zeros(size).index_put((rows[inside],), found)
-            total = total + log_prior(self.priors.get(name, {}), self.coordinates, theta)
+            total = total + log_prior(priors, self.coordinates, theta.index_put((rows[inside],), found))
         return total
 
     def _reaches(self, sizes: Sequence[int]) -> dict[str, Reach]:

@@ -167,7 +167,8 @@ def solve_together(book: Book, blocks: Sequence[Block], stats: Tensor, values: d
 
 def go_together(book: Book, blocks: Sequence[Block]) -> bool:
     """Whether Newton's method takes all of these arguments at once."""
-    return is_coupled(book.family, len(blocks), sum(len(b.free) for b in blocks)) and not is_closed(book, blocks)
+    fits = is_coupled(book.family, len(blocks), sum(len(b.free) for b in blocks))
+    return fits and all(b.meets_priors for b in blocks) and not is_closed(book, blocks)
 
 
 def _by_newton(

@@ -110,25 +110,23 @@ class Together:
     def _free(self) -> Tensor:
         """Whether a coordinate is that of an argument without bounds, or a coefficient."""
         coefficients = torch.cat(
-            [torch.zeros(0, dtype=torch.bool), *(torch.full((n,), c in REAL) for c, n in self._bounds)]
+            [torch.zeros(0, dtype=torch.bool), *(torch.full((shape.numel(),), c in REAL) for c, shape in self._bounds)]
         )
         return torch.cat([coefficients, torch.zeros(len(self._top) - len(coefficients), dtype=torch.bool)])
 
     @cached_property
-    def _bounds(self) -> list[tuple[Any, int]]:
-        """The constraints of the parameters behind the first coordinates, with how many these are."""
+    def _bounds(self) -> list[tuple[Any, torch.Size]]:
+        """The constraints of the parameters behind the first coordinates, with their shapes."""
         owner, names = self.coordinates.owner()[self._columns], list(self.coordinates.shapes)
-        kept, counts = torch.unique_consecutive(owner, return_counts=True)
-        return [
-            (elementwise(self.coordinates.constraints[names[i]]), n)
-            for i, n in zip(kept.tolist(), counts.tolist(), strict=True)
-        ]
+        own = [names[i] for i in torch.unique_consecutive(owner).tolist()]
+        shapes = self.coordinates.shapes
+        return [(elementwise(self.coordinates.constraints[n]), torch.Size(shapes[n])) for n in own]
 
     def _values(self, at: Tensor) -> Tensor:
         """Coefficients within their bounds; the coordinates of arguments are what they are reached by."""
-        parts = at.split([*(n for _, n in self._bounds), len(at) - len(self._columns)])
-        bounds = [transform_to(c) for c, _ in self._bounds]
-        return torch.cat([*(t(part) for t, part in zip(bounds, parts, strict=False)), parts[-1]])
+        *parts, rest = at.split([*(shape.numel() for _, shape in self._bounds), len(at) - len(self._columns)])
+        pairs = zip(self._bounds, parts, strict=True)
+        return torch.cat([*(transform_to(c)(part.reshape(shape)).reshape(-1) for (c, shape), part in pairs), rest])
 
     @cached_property
     def _top(self) -> Tensor:
@@ -137,9 +135,11 @@ class Together:
 
     def _start(self, theta: Tensor) -> Tensor:
         own = [coordinates_of(self._forms[p.key[1]], LINKS[p.key[2]].forward(theta[p.movable])) for p in self.closed]
-        parts = theta[self._columns].split([n for _, n in self._bounds])
-        pairs = zip(self._bounds, parts, strict=True)
-        coefficients = [part if c in REAL else within(transform_to(c).inv(part)) for (c, _), part in pairs]
+        parts = theta[self._columns].split([shape.numel() for _, shape in self._bounds])
+        coefficients = [
+            part if c in REAL else within(transform_to(c).inv(part.reshape(shape)).reshape(-1))
+            for (c, shape), part in zip(self._bounds, parts, strict=True)
+        ]
         return torch.cat([*coefficients, *own])
 
     def _written(self, theta: Tensor, found: Tensor) -> Tensor:
