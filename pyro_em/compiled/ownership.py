@@ -163,6 +163,22 @@ def _object_to_priors(
                     reasons[n] = f"its prior ({priors[n].kind}) is not conjugate to {type(book.family).__name__}"
 
 
+def _spread_objections(
+    books: tuple[Book, ...], coordinates: Coordinates, reasons: dict[str, str], frozen: Collection[str]
+) -> None:
+    """Vectors made of several parameters are solved whole or not at all."""
+    for book in books:
+        for a in book.family.args:
+            if not a.rank:
+                continue
+            for row in book.rows[a.name]:
+                names = _params(row, coordinates)
+                bad = [n for n in names if n in reasons]
+                for n in names if bad else []:
+                    if n not in frozen:
+                        reasons.setdefault(n, f"it shares rows of {a.name} with {bad[0]!r}")
+
+
 def takes_newton(link: str, priors: Mapping[str, Prior]) -> bool:
     """Whether priors on parameters behind an argument have curvature, and the way back to them one branch."""
     return not priors or (link != "square" and all(prior.is_smooth for prior in priors.values()))
