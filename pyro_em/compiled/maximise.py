@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from pyro_em.compiled.cells import Book
-from pyro_em.compiled.collapse import at_floor
+from pyro_em.compiled.collapse import at_floor, refuse, too_narrow
 from pyro_em.compiled.numeric import climb, expected
 from pyro_em.compiled.ownership import Block, Ownership
 from pyro_em.compiled.pieces import Pieces
 from pyro_em.compiled.point import Point, Values
 from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
-from pyro_em.compiled.sharp import CEILING, concentrations
+from pyro_em.compiled.sharp import CEILING, SHARP, concentrations
 from pyro_em.compiled.solve import Guard, Solver, is_closed, solver_of
+from pyro_em.families.newton import NEGLIGIBLE
 from pyro_em.probing import LINKS, Coordinates
 
 __all__ = ["Maximiser", "Moved"]
@@ -82,9 +83,36 @@ class Maximiser:
             priors = {n: p for n, p in self.priors.items() if n in free}
             q = partial(expected, self.books, self.coordinates, priors, stats)
             theta = climb(q, self.coordinates, moved.theta, free)
+            self._refuse_collapsed(theta, stats)
             if not self.ownership.blocks or _close(theta, before):
                 break
         return Moved(theta)
+
+    def _refuse_collapsed(self, theta: Tensor, stats: tuple[Tensor, ...]) -> None:
+        """See that nothing that was maximised numerically, which can be held nowhere, has collapsed.
+
+        Raises:
+            DegenerateError: a spread went to nothing, or concentrations beyond all limits.
+        """
+        for book, found in zip(self.books, stats, strict=True):
+            if not book.names & set(self.ownership.numeric):
+                continue
+            values, sharp = book.values(self.coordinates, theta), concentrations(book.family)
+            for name in (*sharp, *book.spreads):
+                lowest = book.least_concentration(name, values) if name in sharp else None
+                bad = (
+                    too_narrow(book, name, values[name], self.guard.dtype)
+                    if lowest is None
+                    else lowest >= SHARP[self.guard.dtype]
+                )
+                counts = book.cells(name, found, values, None).pool(found[:, -1])
+                if bad is None or not bool((bad & (counts > NEGLIGIBLE)).any()):
+                    continue
+                g = int((bad & (counts > NEGLIGIBLE)).nonzero()[0, 0])
+                value = values[name][g].diagonal().abs().amin() if values[name].dim() == 3 else values[name][g]
+                value = value.amin() if lowest is None else lowest[g]
+                went = "fell" if lowest is None else "rose"
+                raise refuse(book, name, g, float(value), float(counts[g]), self.coordinates, went)
 
     def _solve(self, old: Tensor, stats: tuple[Tensor, ...], point: Point | None) -> Moved:
         theta, found = old if self._are_stretches else old.clone(), dict[int, Tensor]()

@@ -48,6 +48,12 @@ class Pooled:
         kind, name, _ = self.key
         return any(a.spread for a in kind.args if a.name == name)
 
+    @property
+    def takes_newton(self) -> bool:
+        """Whether its family has no solution for it."""
+        kind, name, _ = self.key
+        return next(a for a in kind.args if a.name == name).is_numeric
+
     def is_held(self, factors: Sequence[ElementFactor], theta: Tensor, slack: float) -> bool:
         """Whether a spread is at most ``slack`` times its floor, or a concentration at its ceiling.
 
@@ -113,9 +119,10 @@ class Pooled:
         if name not in concentrations(kind):
             return found
         lowest = least(kind, {**pool.args, name: found[pool.group]}, pool.group, len(found))
-        if guard.floor:
-            return climb(ceilings(kind, lowest, {name: found}))[name] if bool((lowest > CEILING).any()) else found
-        self._refuse(pool, seen, lowest, guard)
+        if not guard.floor:
+            self._refuse(pool, seen, lowest, guard)
+        elif concentrations(kind) == [name] and bool((lowest > CEILING).any()):
+            return climb(ceilings(kind, lowest, {name: found}))[name]
         return found
 
     def ceilings(self, theta: Tensor, pieces: Pieces) -> Tensor:

@@ -67,7 +67,8 @@ class Regressions:
             guard: what to do about components that collapse.
 
         Raises:
-            DegenerateError: a spread beside an affine argument went to nothing, under a guard that does not floor.
+            DegenerateError: a spread beside an affine argument went to nothing, or a concentration beyond all limits,
+                under a guard that does not floor.
         """
         pieces, height = pieces.held(), -math.inf
         turns = len(self.affine) + len(self.closed) + len(self.together) + bool(self.numeric)
@@ -111,7 +112,7 @@ class Regressions:
         for _ in range(ITERATIONS):
             step = _solve(here.curvature, here.slope)
             promised = float(here.slope @ step)
-            if promised <= 1e-15 * (1 + abs(here.value)):
+            if promised <= max(1e-15 * (1 + abs(here.value)), here.noise):
                 break
             there = _halved(here, step, name, columns, pieces, prior)
             if there is None:
@@ -122,17 +123,22 @@ class Regressions:
 
 @dataclass(frozen=True)
 class _Expansion:
-    """Q at theta, its gradient in the columns of one argument, and minus its second derivatives."""
+    """Q at theta, its gradient in the columns of one argument, and minus its second derivatives.
+
+    Attributes:
+        noise: what rounding leaves undecided of the value, whose terms may cancel: beside a scale at its floor, say.
+    """
 
     theta: Tensor
     value: float
+    noise: float
     slope: Tensor
     curvature: Tensor
 
     @classmethod
     def at(cls, theta: Tensor, name: str, columns: Tensor, pieces: Pieces, prior: Density | None) -> _Expansion:
         size = len(columns)
-        value, slope, curvature = 0.0, theta.new_zeros(size), theta.new_zeros(size, size)
+        value, noise, slope, curvature = 0.0, 0.0, theta.new_zeros(size), theta.new_zeros(size, size)
         if prior is not None:
             height, slope, hessian = expansion(lambda v: prior(theta.index_put((columns,), v)), theta[columns])
             value, curvature = float(height), -hessian
@@ -142,10 +148,10 @@ class _Expansion:
             for f in piece.factors:
                 if name not in f.routes or not f.routes[name].is_affine:
                     continue
-                own, first, second = _in_predictor(f, name, theta, piece.stats[f.name])
-                value += own
+                own, magnitude, first, second = _in_predictor(f, name, theta, piece.stats[f.name])
+                value, noise = value + own, noise + torch.finfo(theta.dtype).eps * magnitude
                 _add_derivatives(f.routes[name], first, second, place, slope, curvature)
-        return cls(theta, value if value == value else -torch.inf, slope, curvature)
+        return cls(theta, value if value == value else -torch.inf, noise, slope, curvature)
 
 
 def _halved(
@@ -155,7 +161,7 @@ def _halved(
         trial = here.theta.clone()
         trial[columns] += step * 0.5**halving
         there = _Expansion.at(trial, name, columns, pieces, prior)
-        if there.value >= here.value - 1e-14 * abs(here.value):
+        if there.value >= here.value - max(1e-14 * abs(here.value), here.noise):
             return there
     return None
 
@@ -185,21 +191,24 @@ def _expected(factor: ElementFactor, args: dict[str, Tensor], stats: Tensor) -> 
     return torch.where(stats == 0, 0.0, coefficients * stats)
 
 
-def _in_predictor(factor: ElementFactor, name: str, theta: Tensor, stats: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Q of one site, with first and second derivatives in the predictor of each element."""
+def _in_predictor(
+    factor: ElementFactor, name: str, theta: Tensor, stats: Tensor
+) -> tuple[float, float, Tensor, Tensor]:
+    """Q of one site and the size of its terms, with first and second derivatives in the predictor of each element."""
     route, every = factor.routes[name], slice(None)
     block = route.predictor(theta, every).shape[3:]
     eta = route.predictor(theta, every).expand(*stats.shape[:3], *block).clone().requires_grad_(True)
     args = {n: r.value(factor.coordinates, theta, every) for n, r in factor.routes.items() if n != name}
     with torch.enable_grad():
-        value = _expected(factor, {**args, name: PREDICTORS[route.link][1](eta)}, stats).sum()
+        terms = _expected(factor, {**args, name: PREDICTORS[route.link][1](eta)}, stats)
+        value = terms.sum()
         (first,) = torch.autograd.grad(value, eta, create_graph=True)
         if not block:
             (second,) = torch.autograd.grad(first.sum(), eta)
         else:
             rows = [torch.autograd.grad(first[..., v].sum(), eta, retain_graph=True)[0] for v in range(block[0])]
             second = torch.stack(rows, -2)
-    return float(value.detach()), first.detach(), second
+    return float(value.detach()), float(terms.detach().abs().sum()), first.detach(), second
 
 
 def _solve(curvature: Tensor, slope: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ def _by_element(regressions: Regressions, probed: Probed) -> dict[str, tuple[str
         moved = [*family.affine.values(), *(argument.movable for argument in family.closed)]
         found.update(dict.fromkeys(params(torch.cat(moved)), ("newton", "")))
     for argument in regressions.closed:
-        found.update(dict.fromkeys(params(argument.movable), ("closed form", "")))
+        found.update(
+            dict.fromkeys(params(argument.movable), ("newton" if argument.takes_newton else "closed form", ""))
+        )
     reason = "its role, constraint or prior leaves no closed form beside an affine argument"
     found.update(dict.fromkeys(regressions.numeric, ("statistics", reason)))
     return found

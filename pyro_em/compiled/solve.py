@@ -156,7 +156,8 @@ def solve_together(book: Book, blocks: Sequence[Block], stats: Tensor, values: d
     found = {**values, **shared.maximise()}
     sharp = [b for b in blocks if b.argument in concentrations(book.family)]
     lowest = {b.argument: book.least_concentration(b.argument, found) for b in sharp}
-    if guard.floor and any(bool((level > CEILING).any()) for level in lowest.values()):
+    holds = guard.floor and {*concentrations(book.family)} == lowest.keys()
+    if holds and any(bool((level > CEILING).any()) for level in lowest.values()):
         tops = {n: ceilings(book.family, level, {n: found[n]})[n] for n, level in lowest.items()}
         found = {**values, **shared.maximise(tops)}
     for block in sharp if not guard.floor else ():
@@ -183,11 +184,14 @@ def _by_newton(
     start = {n: _relative(book, n, values[n], -1) for n in names}
     climb = partial(newton, book.family, names, cells.stats, cells.args, cells.group, cells.size, start)
     found = climb()
-    block = next((b for b in blocks if b.argument in concentrations(book.family)), None)
+    sharp = set(concentrations(book.family))
+    block = next((b for b in blocks if b.argument in sharp), None)
     if block is None:
         return found
     lowest = book.least_concentration(block.argument, {**values, **found})
     if guard.floor:
+        if not sharp <= found.keys():  # beside one that stays, to hold another would move the mean
+            return found
         beyond = bool((lowest > CEILING).any())
         return climb(ceilings(book.family, lowest, found)) if beyond else found
     guard.refuse_sharp(book, block, lowest, cells)

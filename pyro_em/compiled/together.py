@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
+from pyro_em.compiled.collapse import collapsed
 from pyro_em.compiled.elements import ElementFactor, ElementRoute
 from pyro_em.compiled.pieces import Held, Pieces
 from pyro_em.compiled.pooled import Pooled
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.compiled.shared import coordinates_of, within
+from pyro_em.compiled.sharp import SHARP, concentrations
 from pyro_em.compiled.solve import Guard
 from pyro_em.families import Argument
 from pyro_em.families.coupled import Elements, Reach, newton_coupled
-from pyro_em.families.newton import REAL
+from pyro_em.families.newton import NEGLIGIBLE, REAL
 from pyro_em.probing import LINKS, Coordinates
 from pyro_em.probing.affine import PREDICTORS
 
@@ -65,12 +67,34 @@ class Together:
             DegenerateError: concentrations went beyond all limits, under a guard that does not floor.
         """
         moved = self._climbed(theta, pieces, self._top)
-        if guard.floor:
+        if guard.floor and set(concentrations(self.kind)) <= {p.key[1] for p in self.closed}:
             top = self._held(moved, pieces)
             return moved if torch.equal(top, self._top) else self._climbed(theta, pieces, top)
-        for pooled in self.closed:
+        for pooled in self.closed if not guard.floor else ():
             pooled.refuse_sharp(moved, pieces, guard)
+        for argument in self.affine.keys() & set(concentrations(self.kind)):
+            self._refuse_sharp(argument, moved, pieces, guard)
         return moved
+
+    def _refuse_sharp(self, argument: str, theta: Tensor, pieces: Pieces, guard: Guard) -> None:
+        """See that no concentration behind coefficients is beyond all limits: these cannot be held one by one.
+
+        Raises:
+            DegenerateError: one is, of an element that holds data.
+        """
+        for piece in pieces:
+            for f in self.of(piece.factors):
+                route, counts, args = f.routes[argument], piece.stats[f.name][..., -1], f.args(theta, slice(None))
+                lowest = torch.stack(torch.broadcast_tensors(*(args[n] for n in concentrations(self.kind)))).amin(0)
+                sharp = (lowest >= SHARP[guard.dtype]) & (counts > NEGLIGIBLE)
+                if not route.is_affine or not bool(sharp.any()):
+                    continue
+                assert route.design is not None and route.columns is not None
+                at = sharp.nonzero()[0]
+                row = route.design.expand(*sharp.shape, -1)[tuple(at)]
+                element, value = int(route.columns[row.abs().argmax()]), float(lowest.expand(sharp.shape)[tuple(at)])
+                count = float(counts[sharp].sum())
+                raise collapsed(self.kind.__name__, argument, element, value, count, guard.coordinates, "rose")
 
     def _climbed(self, theta: Tensor, pieces: Pieces, top: Tensor) -> Tensor:
         def prior(at: Tensor) -> Tensor:

@@ -46,6 +46,11 @@ class Argument:
     concentration: bool = False
     largest: float = math.inf
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether no family solves for it: a concentration, or what has a limit."""
+        return self.concentration or self.largest < math.inf
+
 
 @dataclass(frozen=True)
 class Cells:
