@@ -27,7 +27,7 @@ from shared.collapse import (
     run,
 )
 
-from pyro_em import DegenerateError
+from pyro_em import EM, DegenerateError, fit
 
 # Raise ----------------------------------------------------------------------------------------------------
 
@@ -196,3 +196,22 @@ def test_the_floor_is_set_by_all_batches(size):
     result = run(normals, x, on_degenerate="floor", batch_size=size, init={"locs": f64([0.0, 4.0])})
     assert climbs(result)
     assert result.params["scales"][0].item() == pytest.approx((FLOOR * x.var(correction=0)).sqrt().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["raise", "floor"])
+def test_what_is_maximised_numerically_is_refused(policy):
+    """A prior that is not conjugate leaves a scale without a solution of its own, and without a floor."""
+
+    torch.manual_seed(0)
+    x = torch.randn(60, dtype=torch.float64)
+    x = torch.cat([x[(x - 1).abs() > 0.1], f64([1.0] * 4)])
+
+    def model(x):
+        scales = pyro.sample("scales", dist.HalfNormal(f64([3.0, 3.0])).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(pyro.param("weights", f64([0.5, 0.5]), constraint=simplex)))
+            pyro.sample("x", dist.Normal(pyro.param("locs", f64([0.0, 1.0]))[z], scales[z]), obs=x)
+
+    start = {"scales": f64([1.0, 0.01])}
+    with pytest.raises(DegenerateError, match="scale of Normal, given by parameter 'scales' at \\[1\\], fell to"):
+        fit(model, x, strategy=EM(on_degenerate=policy, max_steps=50), init=start, progress=False)

@@ -171,3 +171,24 @@ def test_beside_coefficients(policy):
     found = fit(model, x, t, strategy=strategy, progress=False)
     assert found.converged and climbs(found)
     assert float(found.params["level"][1]) == pytest.approx(1e6, rel=1e-9)
+
+
+def test_a_partner_that_is_fixed_is_no_collapse():
+    """To hold the other at a ceiling would move the mean."""
+    torch.manual_seed(0)
+    x = torch.cat([dist.Beta(f64(2.0), f64(2.0)).sample((40,)), dist.Beta(f64(2e6), f64(2e6)).sample((40,))])
+
+    def emission(z):
+        return dist.Beta(f64([2.0, 2e6])[z], _parameters(zero=f64([2.0, 2.1e6]))["zero"][z])
+
+    held, free = (run(emission, x, on_degenerate=policy) for policy in ("floor", "raise"))
+    assert held.objective == pytest.approx(free.objective, abs=1e-9)
+
+
+def test_the_ceiling_does_not_depend_on_the_default_dtype():
+    torch.set_default_dtype(torch.float32)
+    try:
+        found = run(gamma, data("gamma"), on_degenerate="floor")
+    finally:
+        torch.set_default_dtype(torch.float64)
+    assert float(found.params["shape"][1]) == pytest.approx(1e6, rel=1e-9)

@@ -87,3 +87,86 @@ def test_data_outside_the_support_are_named():
 
     with pytest.raises(ValueError, match="'wait' gives no density"):
         fit(model, f64([0.0, 1.0, 2.0]), strategy=EM(), progress=False)
+
+
+def test_missing_entries_of_several_hidden_series():
+    """An entry that is missing leaves those beside it where they are."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 2, dtype=torch.float64)
+    holes = x.clone()
+    holes[0, 2, 1] = holes[2, 4, 0] = torch.nan
+    init, moves = f64([0.4, 0.6]), f64([[0.8, 0.2], [0.3, 0.7]])
+    locs = f64([[-1.0, 0.5], [1.0, -0.5]])
+
+    def whole(x):
+        with pyro.plate("series", len(x)):
+            shown = ~x.isnan()[:, :, None, :]
+            emission = dist.Normal(pyro.param("locs", locs), 1.0).expand([len(x), 6, 2, 2]).mask(shown).to_event(1)
+            pyro.sample("x", dist.DiscreteHMM(init.log(), moves.log(), emission), obs=x)
+
+    def by_hand(x):
+        emission = dist.Normal(locs, 1.0).log_prob(x.nan_to_num()[:, :, None, :])
+        emission = torch.where(x.isnan()[:, :, None, :], 0.0, emission).sum(-1)
+        at = init.log().expand(len(x), 2)
+        for t in range(6):
+            at = torch.logsumexp(at.unsqueeze(-1) + moves.log(), 1) + emission[:, t]
+        return float(at.logsumexp(-1).sum())
+
+    found = fit(whole, holes, strategy=EM(max_steps=0), progress=False)
+    assert found.log_evidence == pytest.approx(by_hand(holes), abs=1e-9)
+
+
+def test_missing_entries_of_mixtures_are_masked_one_by_one():
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, dtype=torch.float64)
+    holes = torch.where(torch.rand(40, 3) > 0.2, x, torch.nan)
+
+    def model(x):
+        loc = pyro.param("loc", f64([-1.0, 1.0]))
+        with pyro.plate("data", len(x)):
+            component = (
+                dist.Normal(loc.unsqueeze(-1), 1.0).expand([len(x), 2, 3]).mask(~x.isnan()[:, None, :]).to_event(1)
+            )
+            pyro.sample(
+                "x", dist.MixtureSameFamily(dist.Categorical(f64([0.3, 0.7]).expand(len(x), 2)), component), obs=x
+            )
+
+    seen = dist.Normal(f64([-1.0, 1.0]).unsqueeze(-1), 1.0).log_prob(holes.nan_to_num().unsqueeze(1))
+    seen = torch.where(holes.isnan().unsqueeze(1), 0.0, seen).sum(-1) + f64([0.3, 0.7]).log()
+    found = fit(model, holes, strategy=EM(max_steps=0), progress=False)
+    assert found.log_evidence == pytest.approx(float(seen.logsumexp(-1).sum()), abs=1e-9)
+
+
+def test_missing_categories_under_masks_of_their_distribution():
+    torch.manual_seed(0)
+    x = torch.randint(0, 3, (50, 4)).to(torch.float64)
+    holes = torch.where(torch.rand(50, 4) > 0.2, x, torch.nan)
+
+    def model(x):
+        probs = pyro.param("probs", f64([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]), constraint=simplex)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(f64(0.4))).long()
+            fn = dist.Categorical(probs[z].unsqueeze(-2)).expand([*z.shape[:-1], len(x), 4])
+            pyro.sample("x", fn.mask(~x.isnan()).to_event(1), obs=x)
+
+    found = fit(model, holes, strategy=EM(max_steps=3, tol=0), progress=False)
+    assert found.history.objective.is_monotonic_increasing
+    table = f64([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]).log()[:, holes.nan_to_num().long()]
+    table = torch.where(holes.isnan(), 0.0, table).sum(-1) + f64([0.6, 0.4]).log().unsqueeze(-1)
+    assert found.history.objective[0] == pytest.approx(float(table.logsumexp(0).sum()), abs=1e-9)
+
+
+def test_counts_that_are_wider_than_their_observation():
+    """A mask over plates that the data repeat along."""
+    torch.manual_seed(0)
+    y, shown = torch.poisson(torch.full((30, 1), 4.0)).to(torch.float64), torch.rand(30, 4) > 0.3
+
+    def model(y, shown):
+        counts = pyro.param("counts", f64([3.0, 10.0]), constraint=positive)
+        with pyro.plate("data", len(y), dim=-2):
+            z = pyro.sample("z", dist.Bernoulli(f64(0.5))).long()
+            with pyro.plate("copies", 4, dim=-1), poutine.mask(mask=shown):
+                pyro.sample("y", dist.NegativeBinomial(counts[z], f64(0.4)), obs=y)
+
+    found = fit(model, y, shown, strategy=EM(max_steps=4, tol=0), progress=False)
+    assert found.history.objective.is_monotonic_increasing
