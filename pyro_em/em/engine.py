@@ -120,6 +120,10 @@ class Engine(Protocol):
         """Whether a spread is at its floor."""
         ...
 
+    def slack(self, expectation: Any) -> float:
+        """What rounding can take from the objective at worst, nats."""
+        ...
+
     def noise(self, expectation: Any) -> float:
         """Rounding errors of the objective, nats."""
         ...

@@ -224,7 +224,7 @@ class EM:
         if gain != gain or new.objective == float("inf"):
             old.engine.move(before)
             return replace(old, step=new.step, status=Status.NON_FINITE)
-        if gain < -noise and gain < -noise - old.engine.noise(old.expectation):
+        if gain < -noise and gain < -noise - old.engine.slack(old.expectation):
             return self._fallen(old, new, before)
         new = replace(new, gains=(*old.gains, gain)[-WINDOW:])
         if new.step < new.next_check:

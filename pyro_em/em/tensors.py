@@ -227,6 +227,10 @@ class TensorEngine:
         """Whether a spread is at the floor that ``on_degenerate`` asked for, or below."""
         return self.maximiser.is_held(self.theta)
 
+    def slack(self, expectation: TensorExpectation) -> float:
+        """What rounding can take from the objective at worst, nats: errors of equal data do not average out."""
+        return self.noise(expectation) + 8 * torch.finfo(self.dtype).eps * expectation.model.magnitude
+
     def noise(self, expectation: TensorExpectation) -> float:
         """Rounding errors of the objective, nats: of its terms, which add up at random, and of the products of features
         and coefficients that they are made of, which cancel.

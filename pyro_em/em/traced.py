@@ -242,6 +242,10 @@ class TracedEngine:
         """There is no floor here."""
         return False
 
+    def slack(self, expectation: TracedExpectation) -> float:
+        """What rounding can take from the objective at worst, nats; of a program, no more is known than its noise."""
+        return self.noise(expectation)
+
     def noise(self, expectation: TracedExpectation) -> float:
         """Rounding errors of the objective, nats."""
         return resolution(expectation.spread, self.dtype)
