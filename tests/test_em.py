@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.constraints import positive, positive_definite, simplex
+from pyro.distributions.constraints import positive, simplex
 
 from models import gaussian_mixture, poisson_mixture
 from pyro_em import EM, SVI, GradientMStep, Status, fit
@@ -274,28 +274,3 @@ def test_a_link_of_one_parameter_beyond_whose_domain_another_lies(link, start):
     traced = run(model, init=init, tol=1e-8, m_step=GradientMStep())
     assert found.objective == pytest.approx(traced.objective, abs=1e-5)
     torch.testing.assert_close(found.params, traced.params, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_precision_is_a_covariance(shared):
-    """Both triangles of the parameter must follow."""
-    torch.manual_seed(1)
-    x = torch.cat([torch.randn(60, 2) * 1.5 + 1, torch.randn(60, 2) - 1]).to(torch.float64)
-
-    def model(x, argument):
-        start = f64([[2.0, 0.5], [0.5, 1.0]])
-        start = torch.linalg.inv(start) if argument == "precision_matrix" else start
-        start = start if shared else start.repeat(2, 1, 1)
-        matrix = pyro.param("matrix", start, constraint=positive_definite)
-        locs = pyro.param("locs", f64([[1.0, 1.0], [-1.0, -1.0]]))
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(f64(0.5))).long()
-            width = {argument: matrix if shared else matrix[z]}
-            pyro.sample("x", dist.MultivariateNormal(locs[z], **width), obs=x)
-
-    one, other = (
-        fit(model, x, argument, strategy=EM(max_steps=20, tol=0), progress=False)
-        for argument in ("covariance_matrix", "precision_matrix")
-    )
-    assert other.history.objective.tolist() == pytest.approx(one.history.objective.tolist(), abs=1e-8)
-    torch.testing.assert_close(torch.linalg.inv(other.params["matrix"]), one.params["matrix"])

@@ -170,3 +170,6 @@ def test_counts_that_are_wider_than_their_observation():
 
     found = fit(model, y, shown, strategy=EM(max_steps=4, tol=0), progress=False)
     assert found.history.objective.is_monotonic_increasing
+    table = dist.NegativeBinomial(f64([3.0, 10.0]), f64(0.4)).log_prob(y)  # (30, 2), the same for each copy
+    evidence = (table * shown.sum(-1, keepdim=True) + f64([0.5, 0.5]).log()).logsumexp(-1).sum()
+    assert found.history.objective[0] == pytest.approx(float(evidence), abs=1e-9)

@@ -20,11 +20,10 @@ from torch.distributions import constraints
 from pyro_em.compiled.cells import Book
 from pyro_em.compiled.priors import Prior, pseudo_statistics
 from pyro_em.families.coupled import is_coupled
+from pyro_em.families.newton import REAL
 from pyro_em.probing import LINKS, Coordinates
 
 __all__ = ["Block", "Ownership", "share_out", "takes_newton"]
-
-REAL = (constraints.real, constraints.real_vector)
 
 
 @dataclass(frozen=True)

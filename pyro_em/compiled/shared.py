@@ -39,6 +39,8 @@ class Shared:
     """The cells of a book.
 
     Attributes:
+        book: whose cells.
+        stats: expected features and counts of each, shape (C, S + 1).
         forms: the arguments that move.
         moves: which of their values move, by argument, shape (G,).
         values: all arguments at present, shape (G,).

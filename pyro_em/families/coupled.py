@@ -2,7 +2,8 @@
 
 To maximise over one argument after the other creeps along the ridges of such families, and a group is no problem of its
 own. So all coordinates move together. The second derivatives are those in the few arguments of each element, carried to
-the coordinates by the maps that are known (as in IRLS): no more passes are needed than a family has arguments.
+the coordinates by the maps that are known, as in IRLS (McCullagh and Nelder, Generalized Linear Models, 1989, section
+2.5): no more passes are needed than a family has arguments.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ class Elements:
     """Elements of one family.
 
     Attributes:
+        family: whose arguments, all of rank 0.
         stats: expected features and counts, shape (C, S + 1).
-        reaches: by argument, all of rank 0.
+        reaches: by argument.
     """
 
     family: Family
