@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_em.compiled.cells import Book
 from pyro_em.graph.build import site_log_prob, site_scale
+from pyro_em.graph.core import core_of
 from pyro_em.graph.trace import Site
 from pyro_em.probing import Coordinates
-from pyro_em.probing.sites import core_of
 
 __all__ = ["Prior", "log_prior", "pseudo_statistics"]
 

@@ -14,9 +14,9 @@ from pyro_em.compiled.sharp import concentrations
 from pyro_em.families import family_of
 from pyro_em.graph import Factor
 from pyro_em.graph.build import plates_of
+from pyro_em.graph.core import core_of
 from pyro_em.graph.trace import Site
 from pyro_em.probing.moments import Moments
-from pyro_em.probing.sites import core_of
 
 __all__ = ["Spread", "concentration_of", "kind_of", "moments_of", "spread_of"]
 

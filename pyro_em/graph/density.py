@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_em.errors import ModelError
+from pyro_em.graph.core import core_of
 from pyro_em.graph.hidden import hidden_of, is_hidden
 from pyro_em.graph.impossible import with_true_zeros
 
@@ -66,7 +65,7 @@ def _whole(site: dict[str, Any], missing: Tensor, value: Tensor) -> Tensor:
     """The value with all of a vector replaced where one of its entries was, and what that leaves is none any more: a
     point of a simplex, a one among zeros, counts of a total.
     """
-    fn, _ = _layers(site["fn"])
+    fn = core_of(site["fn"]).fn
     event = 0 if is_hidden(fn) else fn.event_dim
     if not event:
         return value
@@ -96,18 +95,6 @@ def _entry(site: dict[str, Any], missing: Tensor) -> Tensor:
         return site["fn"].sample().reshape(-1)[0]
 
 
-def _layers(fn: Any) -> tuple[Any, list[tuple[Tensor, int]]]:
-    """A distribution without its wrappers; and their masks, with how many event dimensions are to the right of each."""
-    masks, events = [], 0
-    while isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
-        if isinstance(fn, Independent):
-            events += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution) and isinstance(fn._mask, Tensor):
-            masks.append((fn._mask, events))
-        fn = fn.base_dist
-    return fn, masks
-
-
 def _check_hidden(site: dict[str, Any]) -> None:
     value, event = site["value"], site["fn"].event_dim
     rows = value.isnan().flatten(value.dim() - event).any(-1) if event else value.isnan()
@@ -116,9 +103,10 @@ def _check_hidden(site: dict[str, Any]) -> None:
             bare = scale_and_mask(site["fn"].log_prob(value), mask=site["mask"]).isnan() & rows
     except (IndexError, RuntimeError):  # NaN as the index of a category: the masks themselves must tell
         bare = value.isnan()
-        own = [] if site["mask"] is None else [(torch.as_tensor(site["mask"]), 0)]
-        for mask, events in (*own, *_layers(site["fn"])[1]):
-            bare = bare & mask.reshape([*mask.shape, *[1] * (event - events)])
+        for mask, events in ((site["mask"], 0), *core_of(site["fn"]).masks):
+            if mask is not None:
+                shown = torch.as_tensor(mask)
+                bare = bare & shown.reshape([*shown.shape, *[1] * (event - events)])
     if bool(bare.any()):
         raise ModelError(
             f"Site {site['name']!r} observes NaN that no mask hides. Hide missing entries, for instance by "

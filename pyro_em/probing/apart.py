@@ -14,9 +14,10 @@ from pyro_em.errors import ModelError
 from pyro_em.families import Family, family_of
 from pyro_em.graph.axes import unknown_axis
 from pyro_em.graph.build import Structure, active_part, broadcast, plates_of, site_scale, variable_dims
+from pyro_em.graph.core import Core, core_of
 from pyro_em.graph.factor import Dim, Plate, Variable
 from pyro_em.graph.trace import Site
-from pyro_em.probing.sites import Core, SiteParts, core_of
+from pyro_em.probing.sites import SiteParts
 
 __all__ = ["Raw", "read", "take_apart"]
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_em.families import Family
 from pyro_em.families.multivariate_normal import MultivariateNormal
@@ -17,35 +14,7 @@ from pyro_em.families.normal import Normal
 from pyro_em.graph.factor import Dim, Plate, Variable
 from pyro_em.graph.frames import Frames
 
-__all__ = ["Core", "SiteParts", "Stack", "as_independent", "core_of"]
-
-
-@dataclass(frozen=True)
-class Core:
-    """A distribution without its wrappers.
-
-    Attributes:
-        fn: the innermost distribution.
-        events: how many of its batch dimensions, on the right, the site counts as one event.
-        masks: masks met on the way in, each with the number of event dimensions to its right.
-    """
-
-    fn: Any
-    events: int
-    masks: tuple[tuple[Any, int], ...]
-
-
-def core_of(fn: Any) -> Core:
-    """Take off ``Independent``, ``mask`` and ``expand``, in whatever order they were put on."""
-    events, masks = 0, []
-    while True:
-        if isinstance(fn, Independent):
-            events += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, events))
-        elif not isinstance(fn, ExpandedDistribution):
-            return Core(fn, events, tuple(masks))
-        fn = fn.base_dist
+__all__ = ["SiteParts", "Stack", "as_independent"]
 
 
 @dataclass(frozen=True)
