@@ -145,10 +145,9 @@ def _variable(name: str, site: Site) -> tuple[Variable, Layout]:
     axis = value.dim() - fn.event_dim + dim
     if axis < 0:  # Pyro squeezes the axis of a latent with one state
         value, axis = value.reshape((1,) * -axis + tuple(value.shape)), 0
-    support = value.movedim(axis, 0).reshape(value.shape[axis], -1, *value.shape[value.dim() - fn.event_dim :])[:, 0]
     plates = plates_of(site, fn.batch_shape)
-    variable = Variable(name, support.shape[0], tuple(plates.values()))
-    return variable, Layout(support.detach(), tuple(plates), fn)
+    variable = Variable(name, value.shape[axis], tuple(plates.values()))
+    return variable, Layout(value.detach(), axis, tuple(plates), fn)
 
 
 def _prior(name: str, site: Site) -> Prior:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -23,6 +23,9 @@ class Plate:
     name: str
     size: int
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # enough to tell most apart, and kept with the string
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -31,6 +34,9 @@ class Variable:
     name: str
     size: int
     plates: tuple[Plate, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 Dim = Plate | Variable
@@ -168,14 +174,22 @@ class Layout:
     """How the states of a variable look inside the model.
 
     Attributes:
-        support: the values of its states, shape (size, *event_shape).
+        enumerated: the value that the model is given, with all states along ``axis``.
         plate_dims: the negative batch dimension of each of its plates, in the order of ``Variable.plates``.
         fn: the site's distribution, for its type.
     """
 
-    support: Tensor
+    enumerated: Tensor
+    axis: int
     plate_dims: tuple[int, ...]
     fn: Any
+
+    @cached_property
+    def support(self) -> Tensor:
+        """The values of its states, shape (size, *event_shape)."""
+        rows = self.enumerated.movedim(self.axis, 0)
+        event = rows.shape[rows.dim() - self.fn.event_dim :]
+        return rows.reshape(len(rows), -1, *event)[:, 0]
 
     def to_model(self, table: Tensor, trailing: int = 0) -> Tensor:
         """Move plate axes of ``table`` (leading axes, plates, ``trailing`` axes) to where the model has them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -47,10 +47,16 @@ class Raw:
     own: Variable | None
     scale: float
 
-    @property
+    @cached_property
     def variables(self) -> tuple[Variable, ...]:
         """The variables that its density depends on."""
         return tuple(v for d in self.scope if isinstance(v := self.positions[d], Variable))
+
+    @cached_property
+    def shapes(self) -> object:
+        """What tensors that can be stacked have in common."""
+        shapes = tuple((n, t.shape) for n, t in self.tensors.items())
+        return shapes, tuple((m.shape, e) for m, e in self.masks), self.scope, tuple(self.positions)
 
 
 def read(name: str, site: Site, found: Structure) -> Raw | str:
@@ -82,7 +88,7 @@ def read(name: str, site: Site, found: Structure) -> Raw | str:
 
 
 def take_apart(raws: Sequence[Raw], stacked: bool = False) -> SiteParts:
-    """One site over named axes; or, stacked, several that are alike, with an axis for them after those of the plates.
+    """One site over named axes; or, stacked, several of the same shapes, with an axis for them after those of the plates.
 
     Raises:
         ModelError: an axis that is neither a plate nor an enumerated latent.
@@ -91,7 +97,7 @@ def take_apart(raws: Sequence[Raw], stacked: bool = False) -> SiteParts:
     positions = dict(raw.positions)
     plates = tuple(d for d in positions.values() if isinstance(d, Plate))
     if stacked:
-        outermost = min([-_depth(r) for r in raws] + list(positions)) - 1
+        outermost = min([-_depth(raw), *positions]) - 1
         plates = (*plates, Plate("", len(raws)))
         positions[outermost] = plates[-1]
     dims: tuple[Dim, ...] = (*plates, *raw.variables)
@@ -158,14 +164,16 @@ def _positions(site: Site, found: Structure) -> dict[int, Dim]:
 
 def _narrow(tensor: Tensor, batch: int) -> Tensor:
     """Size one along batch dimensions that only repeat (stride 0)."""
-    for i in range(batch):
-        if tensor.shape[i] > 1 and tensor.stride(i) == 0:
+    for i, stride in enumerate(tensor.stride()[:batch] if batch > 0 else ()):
+        if stride == 0 and tensor.shape[i] > 1:
             tensor = tensor.narrow(i, 0, 1)
     return tensor
 
 
 def _met(tensor: Tensor, rank: int, events: int, positions: Mapping[int, Dim]) -> list[int]:
-    lead = tensor.shape[: max(tensor.dim() - rank - events, 0)]
+    if tensor.dim() <= rank + events:
+        return []
+    lead = tensor.shape[: tensor.dim() - rank - events]
     return [i - len(lead) for i, size in enumerate(lead) if size > 1 and i - len(lead) in positions]
 
 

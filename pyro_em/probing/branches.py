@@ -7,6 +7,7 @@ operations, and at most parameter values none in the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -39,8 +40,13 @@ class Branches(TorchFunctionMode):
     ) -> Any:
         """Run the function as it is."""
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in DECIDING:
+        if _decides(func):
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Tensor) and value.requires_grad:
                     self.compared.update(trail(value, self.leaves).params)
         return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=1024)
+def _decides(func: Callable[..., Any]) -> bool:
+    return getattr(func, "__name__", "") in DECIDING

@@ -19,7 +19,7 @@ from pyro_em.probing.match import match
 from pyro_em.probing.routes import Affine, Opaque, Route, Selected, values_of
 from pyro_em.probing.runs import Run, near, run
 from pyro_em.probing.sites import SiteParts, as_independent
-from pyro_em.probing.smooth import trail
+from pyro_em.probing.smooth import Trail, trail
 from pyro_em.probing.stacks import Pile
 
 __all__ = ["Probed", "ProbedSite", "explains", "probe"]
@@ -179,47 +179,42 @@ def _site(name: str, here: Run, runs: list[Run], coordinates: Coordinates, gradi
     parts, *known = as_independent([parts, *(p for p in seen if isinstance(p, SiteParts))])
     if any(p.data.shape != parts.data.shape or not _same(p.data, parts.data) for p in known):
         return ProbedSite(name, "its observed value depends on parameters", {}, tuple(coordinates.shapes))
-    routes = {
-        a.name: _route(
-            a,
-            [p.arguments[a.name] for p in known],
-            parts.arguments[a.name],
-            runs,
-            here.theta,
-            coordinates,
-            gradients,
-        )
-        for a in parts.family.args
-    }
-    leaves = runs[0].leaves
-    params = {p for a in parts.family.args for p in trail(known[0].arguments[a.name], leaves, runs[0].stored).params}
+    leaves, stored = runs[0].leaves, runs[0].stored
+    routes, params = {}, set[str]()
+    for a in parts.family.args:
+        draws = [p.arguments[a.name] for p in known]
+        values = _Values(draws, parts.arguments[a.name], trail(draws[0], leaves, stored))
+        routes[a.name] = _route(a, values, runs, here.theta, coordinates, gradients)
+        params.update(values.behind.params)
     return ProbedSite(name, parts, routes, tuple(n for n in leaves if n in params))
 
 
+@dataclass(frozen=True)
+class _Values:
+    """An argument at the draws and at the parameters in place, and what lies behind the first draw."""
+
+    draws: list[Tensor]
+    here: Tensor
+    behind: Trail
+
+
 def _route(
-    argument: Argument,
-    draws: list[Tensor],
-    here: Tensor,
-    runs: list[Run],
-    theta: Tensor,
-    coordinates: Coordinates,
-    gradients: bool,
+    argument: Argument, seen: _Values, runs: list[Run], theta: Tensor, coordinates: Coordinates, gradients: bool
 ) -> Route:
+    draws, params = seen.draws, seen.behind.params
     leaves, thetas = runs[0].leaves, [run.theta for run in runs]
-    behind = trail(draws[0], leaves, runs[0].stored)
-    params = behind.params
     if len({d.shape for d in draws}) > 1:
         return Opaque(params, "whose shape depends on parameter values")
     if not params and not all(torch.equal(draws[0], d) for d in draws[1:]):
         return Opaque((), "that changes with parameters through no differentiable path, or at random")
     if runs[0].compared & set(params):
         return Opaque(params, "and the model compares it with other values, so that it may branch")
-    if behind.kink is not None:
-        return Opaque(params, f"through {behind.kink!r}, which is not one smooth formula")
+    if seen.behind.kink is not None:
+        return Opaque(params, f"through {seen.behind.kink!r}, which is not one smooth formula")
     exact = draws[0].dtype == torch.float64
     values = [d.detach().to(torch.float64) for d in draws]
     found = match(argument, values, thetas, coordinates, exact)
-    if found is not None and not _explains(found, here, theta, coordinates):
+    if found is not None and not _explains(found, seen.here, theta, coordinates):
         return Opaque(params, "but not at the values where the fit starts")
     if found is not None and (not gradients or _flows(draws[0], found, leaves)):
         return found

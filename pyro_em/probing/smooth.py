@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -57,11 +58,16 @@ def trail(tensor: Tensor, leaves: Mapping[str, Tensor], stored: Mapping[int, str
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        operation = _operation(type(node))
+        if operation == "AccumulateGrad":
             found |= {names[id(node.variable)]} if id(node.variable) in names else set()
             continue
-        operation = re.sub(r"Backward\w*$", "", type(node).__name__)
         if operation not in SMOOTH:
             kink = kink or operation.lower()
         queue.extend(following for following, _ in node.next_functions)
     return Trail(tuple(name for name in leaves if name in found), kink)
+
+
+@lru_cache(maxsize=1024)
+def _operation(kind: type) -> str:
+    return re.sub(r"Backward\w*$", "", kind.__name__)

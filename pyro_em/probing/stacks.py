@@ -72,7 +72,7 @@ def apart(raws: Mapping[str, Raw | str], pile: Pile | None, name: str) -> SitePa
     parts = []
     for names, seats in zip(pile.pieces, pile.seats, strict=True):
         members = [r for n in names if isinstance(r := raws.get(n, ""), Raw)]
-        if len(members) < len(names) or len({_shapes(r) for r in members}) > 1:
+        if len(members) < len(names) or len({r.shapes for r in members}) > 1:
             return "its shape depends on parameter values"
         parts.append(in_order(take_apart(members, stacked=True), seats[0]))
     return _joined(parts, pile)
@@ -81,7 +81,8 @@ def apart(raws: Mapping[str, Raw | str], pile: Pile | None, name: str) -> SitePa
 def _piles(members: Sequence[str], raws: Mapping[str, Raw], frames: Frames) -> list[Pile]:
     """Sites that sit alike and have the same kind of arguments; several in one frame part ways by their order."""
     slots: dict[object, dict[object, list[tuple[str, Seat]]]] = {}
-    met: dict[object, int] = {}
+    places: dict[object, int] = {}
+    met: dict[tuple[int, int], int] = {}
     for name in members:
         raw = raws[name]
         seat = frames.seat(raw.variables)
@@ -89,9 +90,10 @@ def _piles(members: Sequence[str], raws: Mapping[str, Raw], frames: Frames) -> l
         plates = tuple((d, p.size, p if p in frames.plates else "") for d, p in _plates(raw).items())
         own = None if raw.own is None else seat.axes[raw.variables.index(raw.own)]
         place = tuple(sorted(seat.axes)), sizes, plates, own, _kind(raw)
-        met[place, seat.at] = met.get((place, seat.at), 0) + 1
-        slot = slots.setdefault((place, met[place, seat.at], seat.is_hub and name), {})
-        slot.setdefault((_shapes(raw), seat.axes), []).append((name, seat))
+        number = places.setdefault(place, len(places))
+        met[number, seat.at] = met.get((number, seat.at), 0) + 1
+        slot = slots.setdefault((number, met[number, seat.at], seat.is_hub and name), {})
+        slot.setdefault((raw.shapes, seat.axes), []).append((name, seat))
     return [
         Pile(
             tuple(tuple(n for n, _ in piece) for piece in slot.values()),
@@ -114,12 +116,6 @@ def _kind(raw: Raw) -> object:
     blocks = tuple((n, t.shape[t.dim() - raw.ranks[n] :], t.dtype) for n, t in given.items())
     sparse = [n for n, t in raw.tensors.items() if t.layout is not torch.strided]
     return family, raw.events, blocks, len(raw.masks), raw.active is None, raw.scale, raw.name if sparse else ""
-
-
-def _shapes(raw: Raw) -> object:
-    """What tensors that can be stacked have in common."""
-    shapes = tuple((n, t.shape) for n, t in raw.tensors.items())
-    return shapes, tuple((m.shape, e) for m, e in raw.masks), raw.scope, tuple(raw.positions)
 
 
 def in_order(parts: SiteParts, seat: Seat) -> SiteParts:
