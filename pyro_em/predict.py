@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_em.graph.hidden import emitted, states_of
-from pyro_em.graph.trace import is_subsample
+from pyro_em.graph.trace import Intervention, is_subsample, run
 from pyro_em.posterior import ExactPosterior
 from pyro_em.strategy import Inference
 
@@ -85,7 +85,7 @@ def predict(
 ) -> dict[str, Tensor]:
     """Draws of every site, by name: (num_samples, *shape); see :meth:`pyro_em.FitResult.predict`."""
     with torch.no_grad(), poutine.block():
-        seen = poutine.trace(model).get_trace(*args, **kwargs)
+        seen = run(model, args, kwargs, Intervention())
         data = [n for n in seen.observation_nodes if not is_constant(seen.nodes[n])]
         posterior = inference.posterior(args, kwargs) if data else None
         draws = inference.shared(args, kwargs, num_samples) if posterior is None else posterior.sample(num_samples)

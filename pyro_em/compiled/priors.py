@@ -41,6 +41,12 @@ class Prior:
         return self.kind in SMOOTH
 
     @property
+    def is_flat(self) -> bool:
+        """Whether it prefers no value to another."""
+        masks = [self.site["mask"], *(mask for mask, _ in core_of(self.site["fn"]).masks)]
+        return self.kind == "ImproperUniform" or any(mask is False for mask in masks)
+
+    @property
     def kind(self) -> str:
         """The name of its distribution."""
         return type(core_of(self.site["fn"]).fn).__name__

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import ImproperUniform
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
@@ -19,6 +20,7 @@ from pyro_em.em.weights import plate_weights
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program, Survey, survey
 from pyro_em.graph.build import Structure, graph_of, plates_of, structure
+from pyro_em.graph.core import core_of
 from pyro_em.graph.guard import JointStates, JointStatesError, TableGuard
 from pyro_em.graph.plan import MAX_TABLE
 from pyro_em.graph.trace import Site, is_random
@@ -259,4 +261,5 @@ def _event(site: Site) -> str:
 
 def _initial_value(site: Site) -> Tensor:
     """The prior median, as Pyro's autoguides start; a draw for vectors, lest components start equal and never part."""
-    return site["value"] if site["fn"].event_dim else init_to_median(site)
+    is_improper = isinstance(core_of(site["fn"]).fn, ImproperUniform)  # drawn anywhere, and without a median
+    return site["value"] if site["fn"].event_dim or is_improper else init_to_median(site)

@@ -9,12 +9,15 @@ from typing import Any
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions import ImproperUniform
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import transform_to
 
 from pyro_em.errors import ModelError
+from pyro_em.graph.core import core_of
 from pyro_em.graph.guard import JointStates, JointStatesError, TableTooLargeError
 from pyro_em.graph.plan import MAX_TABLE
 
@@ -96,6 +99,8 @@ class Intervention(Messenger):
                 msg["infer"].update(enumerate="parallel", expand=False, num_samples=None)
             elif self.any_state and (drawn := _any_state(msg["fn"])) is not None:
                 msg["value"], msg["done"] = drawn, True
+        elif isinstance(core_of(msg["fn"]).fn, ImproperUniform) and msg["value"] is None:
+            msg["value"], msg["done"] = _anywhere(msg["fn"]), True
 
     def _repeat_subsample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -135,6 +140,15 @@ def _any_state(fn: Any) -> Tensor | None:
         return None
     states = support.reshape(-1, *fn.event_shape)
     return states[torch.randint(len(states), fn.batch_shape)]
+
+
+def _anywhere(fn: Any) -> Tensor:
+    """A value within two of zero in unconstrained coordinates, as Pyro starts its guides: there is no density to draw
+    from.
+    """
+    to_support = transform_to(fn.support)
+    shape = to_support.inverse_shape(fn.batch_shape + fn.event_shape)
+    return to_support(4.0 * torch.rand(shape) - 2.0)
 
 
 class _Give(Messenger):
