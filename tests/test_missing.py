@@ -14,7 +14,7 @@ from pyro_em import EM, fit
 f64 = partial(torch.tensor, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("filling", [torch.nan, 0.0, 1e6])
+@pytest.mark.parametrize("filling", [torch.nan, torch.inf, 0.0, 1e6])
 @pytest.mark.parametrize("size", [None, 30])
 def test_what_a_mask_hides_sets_no_number_of_levels(filling, size):
     torch.manual_seed(0)
@@ -48,16 +48,17 @@ VECTORS = {
 
 @pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.parametrize("partly", [False, True])
-def test_missing_vectors_are_as_if_dropped(name, partly):
-    """Whole rows of NaN, or rows in which one entry is."""
+@pytest.mark.parametrize("filling", [torch.nan, torch.inf, -torch.inf])
+def test_missing_vectors_are_as_if_dropped(name, partly, filling):
+    """Whole rows that are not numbers, or rows in which one entry is none."""
     torch.manual_seed(0)
     x = VECTORS[name](f64([1.0, 2.0, 3.0])).sample((60,)).to(torch.float64)
     shown = torch.rand(60) > 0.2
     holes = x.clone()
     if partly and x.dim() > 1:
-        holes[~shown, 0] = torch.nan
+        holes[~shown, 0] = filling
     else:
-        holes[~shown] = torch.nan
+        holes[~shown] = filling
 
     def model(x, shown):
         level = pyro.param("level", f64([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), constraint=positive)
@@ -71,13 +72,15 @@ def test_missing_vectors_are_as_if_dropped(name, partly):
     assert found.objective == pytest.approx(without.objective, abs=1e-6)
 
 
-def test_a_bare_nan_among_categories_is_refused():
+@pytest.mark.parametrize("bare", [torch.nan, torch.inf])
+@pytest.mark.parametrize("fn", [dist.Categorical, lambda p: dist.Normal(p.sum(), 1.0)])
+def test_a_bare_entry_that_is_no_number_is_refused(bare, fn):
     def model(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Categorical(pyro.param("p", f64([0.5, 0.5]), constraint=simplex)), obs=x)
+            pyro.sample("x", fn(pyro.param("p", f64([0.5, 0.5]), constraint=simplex)), obs=x)
 
-    with pytest.raises(ValueError, match="'x' observes NaN that no mask hides"):
-        fit(model, f64([0.0, 1.0, torch.nan]), strategy=EM(), progress=False)
+    with pytest.raises(ValueError, match="'x' observes NaN or an infinite value"):
+        fit(model, f64([0.0, 1.0, bare]), strategy=EM(), progress=False)
 
 
 def test_data_outside_the_support_are_named():

@@ -109,7 +109,7 @@ class ElementFactor:
     def data(self, rows: slice) -> Tensor:
         """Data over (n or 1, K or 1, E, *event), float64; what is missing, zero."""
         x = (self.x if self.x.shape[0] == 1 else self.x[rows]).to(torch.float64)
-        return x.nan_to_num(0.0) if self.mask is not None else x
+        return x.nan_to_num(0.0, 0.0, 0.0) if self.mask is not None else x
 
     def features(self, theta: Tensor, rows: slice) -> Tensor:
         """Features, expected at theta if they depend on it, and a one, last, over (n or 1, K or 1, E, S + 1)."""

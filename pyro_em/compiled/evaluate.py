@@ -97,7 +97,7 @@ def base_measure(factor: TensorFactor | ElementFactor | SparseFactor, row_weight
 
 def _base(factor: TensorFactor, rows: slice) -> Tensor:
     x = factor.part(factor.x, rows).to(torch.float64)
-    x = x.nan_to_num(0.0) if factor.mask is not None else x
+    x = x.nan_to_num(0.0, 0.0, 0.0) if factor.mask is not None else x
     rank = factor.book.family.rank
     return factor.book.family.base_measure(x.movedim(list(range(3, 3 + rank)), list(range(rank))))
 

@@ -115,7 +115,7 @@ class TensorFactor:
         x = x.to(dtype)
         if self.origin is not None:
             x = x - self.origin.to(dtype)
-        return x.nan_to_num(0.0) if self.mask is not None else x
+        return x.nan_to_num(0.0, 0.0, 0.0) if self.mask is not None else x
 
 
 def tensor_factor(parts: SiteParts, book: Book, cell: Tensor, weights: Mapping[str, Tensor]) -> TensorFactor:

@@ -85,7 +85,7 @@ def stacked(sites: Sequence[Site]) -> Site | None:
     first = sites[0]
     event, batch = first["fn"].event_dim, len(first["fn"].batch_shape)
     values = torch.stack([s["value"] for s in sites])
-    if first["is_observed"] and values.is_floating_point() and bool(values.isnan().any()):
+    if first["is_observed"] and values.is_floating_point() and not bool(values.isfinite().all()):
         return None
     width = max(batch, first["value"].dim() - event)
     values = _spaced(values, width + event)

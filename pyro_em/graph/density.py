@@ -27,7 +27,7 @@ def log_prob(site: dict[str, Any]) -> Tensor:
     """The unscaled log-density at a site, finite in value and gradient where missing entries are masked.
 
     Raises:
-        ModelError: a NaN entry that no mask hides, or a value outside of the distribution's support.
+        ModelError: a NaN or infinite entry that no mask hides, or a value outside of the distribution's support.
     """
     value = without_missing(site)
     if is_hidden(site["fn"]):  # Pyro's own takes K^3 for each time, and its gradient vanishes where factors disagree
@@ -44,15 +44,15 @@ def log_prob(site: dict[str, Any]) -> Tensor:
 
 
 def without_missing(site: dict[str, Any]) -> Any:
-    """A site's value with a finite number in place of each NaN.
+    """A site's value with a finite number in place of each NaN and infinity.
 
     Raises:
-        ModelError: a NaN entry that no mask hides.
+        ModelError: a NaN or infinite entry that no mask hides.
     """
     value = site["value"]
     if not (site["is_observed"] and isinstance(value, Tensor) and value.is_floating_point()):
         return value
-    missing = value.isnan()
+    missing = ~value.isfinite()
     if not bool(missing.any()):
         return value
     if not site["infer"].get("_nan_checked"):
@@ -97,19 +97,20 @@ def _entry(site: dict[str, Any], missing: Tensor) -> Tensor:
 
 def _check_hidden(site: dict[str, Any]) -> None:
     value, event = site["value"], site["fn"].event_dim
-    rows = value.isnan().flatten(value.dim() - event).any(-1) if event else value.isnan()
+    missing = ~value.isfinite()
+    rows = missing.flatten(value.dim() - event).any(-1) if event else missing
     try:
         with torch.no_grad(), _without_validation(site["fn"]):
-            bare = scale_and_mask(site["fn"].log_prob(value), mask=site["mask"]).isnan() & rows
+            bare = ~scale_and_mask(site["fn"].log_prob(value), mask=site["mask"]).isfinite() & rows
     except (IndexError, RuntimeError):  # NaN as the index of a category: the masks themselves must tell
-        bare = value.isnan()
+        bare = missing
         for mask, events in ((site["mask"], 0), *core_of(site["fn"]).masks):
             if mask is not None:
                 shown = torch.as_tensor(mask)
                 bare = bare & shown.reshape([*shown.shape, *[1] * (event - events)])
     if bool(bare.any()):
         raise ModelError(
-            f"Site {site['name']!r} observes NaN that no mask hides. Hide missing entries, for instance by "
+            f"Site {site['name']!r} observes NaN or an infinite value that no mask hides. Hide missing entries, for instance by "
             "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for "
             "entries."
         )

@@ -47,9 +47,9 @@ class Survey:
 
     @property
     def has_missing(self) -> bool:
-        """Whether an observation holds NaN (under a mask, or the run would have failed)."""
+        """Whether an observation holds NaN or infinities (under a mask, or the run would have failed)."""
         observed = [s["value"] for s in self.trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
-        return any(bool(v.isnan().any()) for v in observed if isinstance(v, Tensor) and v.is_floating_point())
+        return any(not bool(v.isfinite().all()) for v in observed if isinstance(v, Tensor) and v.is_floating_point())
 
     @property
     def widest(self) -> int:
