@@ -176,3 +176,20 @@ def test_counts_that_are_wider_than_their_observation():
     table = dist.NegativeBinomial(f64([3.0, 10.0]), f64(0.4)).log_prob(y)  # (30, 2), the same for each copy
     evidence = (table * shown.sum(-1, keepdim=True) + f64([0.5, 0.5]).log()).logsumexp(-1).sum()
     assert found.history.objective[0] == pytest.approx(float(evidence), abs=1e-9)
+
+
+@pytest.mark.parametrize("bare", [torch.nan, torch.inf])
+@pytest.mark.parametrize("size", [None, 7000])
+def test_a_bare_hole_far_down_in_large_data_is_found(bare, size):
+    """Of many rows, the first are looked at before the start."""
+    x = torch.arange(30_000, dtype=torch.float64) % 7
+    x[25_000] = bare
+
+    def model(x):
+        loc = pyro.param("loc", f64([1.0, 5.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(f64(0.5))).long()
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="argument 0 holds NaN or infinite values in 1 rows, the first in row 25000"):
+        fit(model, x, strategy=EM(batch_size=size), progress=False)

@@ -19,11 +19,12 @@ import pyro
 from pyro_em.em.engine import Engine, Options
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import GradientMStep
+from pyro_em.em.no_start import no_start
 from pyro_em.em.opening import open_model
 from pyro_em.em.squarem import squarem
 from pyro_em.em.starts import RandomResponsibilities, Start
 from pyro_em.em.stopping import WINDOW, remaining_gain, rounding
-from pyro_em.errors import DecreaseError, StartError
+from pyro_em.errors import DecreaseError
 from pyro_em.garbage import no_collection
 from pyro_em.problem import Problem
 from pyro_em.status import Status
@@ -159,7 +160,7 @@ class EM:
             is_short=self.restarts > 1 and problem.attempt is not None,
         )
         if not math.isfinite(state.objective):
-            raise _no_start(state.objective)
+            raise no_start(state.objective, problem)
         return state if engine.has_free else replace(state, status=Status.CONVERGED)
 
     def step(self, problem: Problem, state: EMState) -> tuple[EMState, StepInfo]:
@@ -265,16 +266,3 @@ def _is_undefined(engine: Engine) -> bool:
             stacklevel=2,
         )
     return bool(engine.undefined)
-
-
-def _no_start(objective: float) -> StartError:
-    if objective == math.inf:
-        return StartError(
-            "The objective at the start is inf: the density of a prior is unbounded there (a concentration below 1, at "
-            "the edge of its support), so that there is no maximum to climb to. Give the priors concentrations of at "
-            "least 1, or leave them out with EM(priors=False)."
-        )
-    return StartError(
-        f"The objective at the start is {objective}. No step can improve on it: check the data for values outside the "
-        "support, and give init= values under which every datum is possible."
-    )
