@@ -19,7 +19,7 @@ from pyro_em.params import ParamSpace
 from pyro_em.predict import posterior_guide, predict
 from pyro_em.rng import isolated_rng, seeded
 from pyro_em.save import encode, opened, write
-from pyro_em.show import page, plot_history, summary
+from pyro_em.show import Sentences, page, plot_history, summary
 from pyro_em.status import Status
 from pyro_em.strategy import EXPLAINED, Inference, ObjectiveKind
 
@@ -71,7 +71,7 @@ class FitResult(Diagnosed):
             least squares, statistics: numerically over the same expected statistics; gradient: through runs of the
             model; fixed) and ``reason``, why it has no closed form.
         """
-        return pd.DataFrame(self._checked_inference.explain(), columns=list(EXPLAINED))
+        return Sentences(self._checked_inference.explain(), columns=list(EXPLAINED))
 
     @contextmanager
     def use(self) -> Iterator[FitResult]:

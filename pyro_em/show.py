@@ -12,9 +12,20 @@ from torch import Tensor
 
 from pyro_em.diagnostics import element_labels
 
-__all__ = ["page", "plot_history", "summary"]
+__all__ = ["Sentences", "page", "plot_history", "summary"]
 
 SHOWN = 8  # elements of a parameter on a page
+
+
+class Sentences(pd.DataFrame):
+    """A table that is shown whole, long sentences and all; what is selected from it is a plain table."""
+
+    def __repr__(self) -> str:
+        return self.to_string()
+
+    def _repr_html_(self) -> str | None:
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()
 
 
 def summary(

@@ -116,3 +116,19 @@ def test_page_in_a_notebook() -> None:
     plain = fitted()._repr_html_()
     assert "<td>scale</td><td>scalar</td>" in plain
     assert "<td>locs</td><td>2 x 1</td>" in plain
+
+
+def test_explanations_are_shown_whole_and_select_as_tables_do() -> None:
+    def clamped(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([-1.0, 1.5]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.4)).long()
+            pyro.sample("x", dist.Normal(loc[z].clamp(max=10.0), 1.0), obs=x)
+
+    table = fitted(clamped).explain()
+    (reason,) = table["reason"]
+    assert len(reason) > 50
+    assert reason in repr(table)
+    assert all(word in (table._repr_html_() or "") for word in ("clamp", "smooth formula"))
+    assert "..." not in repr(table)
+    assert type(table.drop(columns="reason")).__name__ == "DataFrame"
