@@ -112,7 +112,7 @@ class Reader:
         """The known sites of a run taken apart; ``None`` where they are others than the first batch's."""
         found = {}
         for name, known in self.known.items():
-            parts = read.parts.get(name, "") if name in self.probed.piles else ""
+            parts = read.parts.get(name, "")
             if not isinstance(parts, SiteParts) or not isinstance(known.parts, SiteParts):
                 return None
             if type(parts.family) is not type(known.parts.family):
