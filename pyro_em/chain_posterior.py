@@ -22,9 +22,11 @@ MAX_PAIRS = 2**28  # entries of the table of pairs: two gigabytes
 class ChainPosterior:
     """Exact state probabilities of a latent at all times, over the plates of its chain (outermost first).
 
+    A chain of higher order has frames of several times. There t counts frames: x_t are the data of a whole frame, the
+    pairs are of neighbouring frames, and other latents of the frame have chains of their own.
+
     Attributes:
-        names: the sites by time, T of them; for a ``DiscreteHMM``, ``site.states`` alone. In a chain of higher order,
-            whose frames are several times, every so many of them.
+        names: the sites by t, T of them; for a ``DiscreteHMM``, ``site.states`` alone.
         plates: of the chain.
         tables: log-potentials of the joint states of frames, for every hub state and row.
         hub: log-potentials of the joint states of latents that all times share, shape (H, R).
