@@ -13,20 +13,27 @@ from pyro_em.compiled.mixture_kernel import add_rows
 ONE = np.ones(1)
 
 
-def case(num, width, states, dtype=torch.float64):
+def case(num, width, states, dtype=torch.float64, powers=1):
+    """Data (n, D), coefficients (K, powers D), constants (K, 1)."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(width, num, generator=generator, dtype=torch.float64).to(dtype)
-    return features, *(torch.randn(states, n, generator=generator, dtype=torch.float64) for n in (width, 1))
+    data = torch.randn(num, width, generator=generator, dtype=torch.float64).to(dtype)
+    return data, *(torch.randn(states, n, generator=generator, dtype=torch.float64) for n in (powers * width, 1))
 
 
-def by_kernel(features: Tensor, matrix: Tensor, offset: Tensor, weights=ONE):
+def by_kernel(data: Tensor, matrix: Tensor, offset: Tensor, weights=ONE, origin=None):
     sums, counts = np.zeros(tuple(matrix.shape)), np.zeros(len(matrix))
-    evidence, squares = add_rows(features.numpy(), matrix.numpy(), offset[:, 0].numpy(), weights, sums, counts)
-    return torch.from_numpy(sums), torch.from_numpy(counts), torch.tensor([evidence, squares])
+    origin, powers = np.zeros(data.shape[1]) if origin is None else origin, matrix.shape[1] // data.shape[1]
+    given = matrix.numpy(), offset[:, 0].numpy(), weights
+    totals = np.zeros(2)
+    for first, last in ((0, len(data) // 3), (len(data) // 3, len(data))):
+        totals += add_rows(data.numpy(), origin, powers, first, last, *given, sums, counts)
+    return torch.from_numpy(sums), torch.from_numpy(counts), torch.from_numpy(totals)
 
 
-def by_tensors(features: Tensor, matrix: Tensor, offset: Tensor, weights=ONE):
-    features, weights = features.double(), torch.from_numpy(weights)
+def by_tensors(data: Tensor, matrix: Tensor, offset: Tensor, weights=ONE, origin=None):
+    about = data.double() if origin is None else data.double() - torch.from_numpy(origin)
+    powers, weights = matrix.shape[1] // data.shape[1], torch.from_numpy(weights)
+    features = torch.cat([about, about.square()][:powers], 1).T
     logs = matrix @ features + offset
     posterior, terms = logs.softmax(0) * weights, logs.logsumexp(0)
     totals = torch.stack([(terms * weights).sum(), terms.square().sum()])
@@ -36,9 +43,17 @@ def by_tensors(features: Tensor, matrix: Tensor, offset: Tensor, weights=ONE):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("width", "states"), [(1, 1), (2, 3), (5, 4), (32, 10)])
 @pytest.mark.parametrize("num", [2, 127, 128, 129, 1000])
-def test_sums_are_those_of_tensor_operations(num, width, states, dtype):
-    work = case(num, width, states, dtype)
-    torch.testing.assert_close(by_kernel(*work), by_tensors(*work), rtol=1e-12, atol=1e-12, check_dtype=False)
+@pytest.mark.parametrize("powers", [1, 2])
+def test_sums_are_those_of_tensor_operations(num, width, states, dtype, powers):
+    work, origin = case(num, width, states, dtype, powers), np.linspace(-0.5, 0.7, width)
+    found, expected = by_kernel(*work, origin=origin), by_tensors(*work, origin=origin)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, check_dtype=False)
+
+
+def test_tiles_of_many_states_are_whole():
+    """However little room is left for data."""
+    work = case(333, 40, 90, powers=2)
+    torch.testing.assert_close(by_kernel(*work), by_tensors(*work), rtol=1e-11, atol=1e-11, check_dtype=False)
 
 
 def test_data_count_by_their_weights():
@@ -49,26 +64,26 @@ def test_data_count_by_their_weights():
 
 
 def test_an_impossible_state_takes_nothing():
-    features, matrix, offset = case(200, 2, 3)
+    data, matrix, offset = case(200, 2, 3)
     offset[1] = -1e30
-    _, counts, totals = by_kernel(features, matrix, offset)
+    _, counts, totals = by_kernel(data, matrix, offset)
     assert counts[1] == 0.0 and counts.sum() == pytest.approx(200.0)
-    rest = by_kernel(features, matrix[[0, 2]], offset[[0, 2]])
+    rest = by_kernel(data, matrix[[0, 2]], offset[[0, 2]])
     torch.testing.assert_close(totals, rest[2], rtol=1e-14, atol=0)
 
 
 def test_a_datum_that_is_impossible_under_all_states_shows_in_the_evidence():
-    features, matrix, offset = case(200, 2, 3)
-    features[0], matrix[:, 0] = 0.0, -1e30
-    features[0, 130] = 1.0
-    assert by_kernel(features, matrix, offset)[2][0] < -1e29
+    data, matrix, offset = case(200, 2, 3)
+    data[:, 0], matrix[:, 0] = 0.0, -1e30
+    data[130, 0] = 1.0
+    assert by_kernel(data, matrix, offset)[2][0] < -1e29
 
 
 @pytest.mark.parametrize("where", [0, 130, 199])
 def test_what_is_not_a_number_is_not_lost(where):
-    features, matrix, offset = case(200, 2, 3)
-    features[1, where] = math.nan
-    assert all(bool(found.isnan().any()) for found in by_kernel(features, matrix, offset))
+    data, matrix, offset = case(200, 2, 3)
+    data[where, 1] = math.nan
+    assert all(bool(found.isnan().any()) for found in by_kernel(data, matrix, offset))
 
 
 def test_logarithm():

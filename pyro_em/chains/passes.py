@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_em.chains import kernel, log_kernel, paths, scan
-from pyro_em.chains.rows import FilteredRows, filter_rows, smooth_rows, spread
+from pyro_em.chains.rows import FilteredRows, filter_rows, smooth_rows
 from pyro_em.chains.tables import ChainTables, Filtered, Smoothed, as_array
+from pyro_em.chains.threads import spread
 
 __all__ = ["backward", "forward", "predict_next", "sample", "viterbi"]
 
@@ -77,7 +78,8 @@ def viterbi(tables: ChainTables) -> tuple[Tensor, Tensor]:
     emission, transition, which, lengths = tables.arrays
     states, score = np.zeros(emission.shape[:2], np.int64), np.empty(emission.shape[0])
     fixed = (tables.rows_per_group, emission, transition, which, lengths, states, score)
-    spread(emission.shape, lambda first, last: paths.viterbi_rows(first, last, *fixed))
+    work = emission.size * emission.shape[2]
+    spread(len(emission), work, lambda first, last: paths.viterbi_rows(first, last, *fixed))
     return torch.from_numpy(states), torch.from_numpy(score)
 
 

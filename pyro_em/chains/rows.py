@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-import torch
 
 from pyro_em.chains import few_kernel, kernel, log_kernel, potentials
 from pyro_em.chains.potentials import Array
+from pyro_em.chains.threads import spread
 
-__all__ = ["FilteredRows", "filter_rows", "smooth_rows", "spread"]
-
-# Multiplications below which a second thread costs more than it saves.
-LEAST_WORK = 2_000_000
+__all__ = ["FilteredRows", "filter_rows", "smooth_rows"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def filter_rows(emission: Array, transition: Array, which: Array, lengths: Array
         given = (share, emission, steps, shift, floor, which, lengths)
         kernel.forward_rows(first, last, *given, alpha, ratio, evidence, redo)
 
-    spread(emission.shape, run)
+    spread(rows, emission.size * emission.shape[2], run)
     log_rows = redo.nonzero()[0]
     log_alpha = np.empty((log_rows.size, *emission.shape[1:]))
     if log_rows.size:
@@ -76,14 +70,13 @@ def smooth_rows(
     smooth = few_kernel.backward_few if is_few else kernel.backward_rows
     matrices = steps if is_few else _turned(steps)
     fixed = (share, matrices, which, lengths, found.alpha, found.ratio, found.evidence, found.redo, weights, marginal)
-    parts: dict[int, Array] = {}
 
-    def run(first: int, last: int) -> None:
-        own = parts[first] = np.zeros(transition.shape)
+    def run(first: int, last: int) -> Array:
+        own = np.zeros(transition.shape)
         smooth(first, last, *fixed, own)
+        return own
 
-    spread(emission.shape, run)
-    pairs, *others = (parts[first] for first in sorted(parts))
+    pairs, *others = spread(len(emission), emission.size * emission.shape[2], run)
     for other in others:
         pairs += other
     pairs *= steps
@@ -96,19 +89,3 @@ def smooth_rows(
 def _turned(steps: Array) -> Array:
     """From and to exchanged."""
     return np.ascontiguousarray(steps.swapaxes(2, 3))
-
-
-def spread(shape: tuple[int, ...], task: Callable[[int, int], None]) -> None:
-    """Run the task over ranges of the rows of an emission, one for each of torch's threads that is worth starting.
-
-    In plain threads, as the kernels hold no lock of the interpreter: numba's own threads would share the process with
-    torch's OpenMP, and GNU OpenMP does not survive a fork.
-    """
-    rows, frames, states = shape
-    count = min(rows, torch.get_num_threads(), 1 + rows * frames * states * states // LEAST_WORK)
-    if count == 1:
-        task(0, rows)
-        return
-    cuts = list(pairwise(rows * k // count for k in range(count + 1)))
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(lambda cut: task(*cut), cuts))

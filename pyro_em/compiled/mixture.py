@@ -16,15 +16,12 @@ from pyro_em.compiled.constant import Constant
 from pyro_em.compiled.desk import Desk
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
-from pyro_em.compiled.mixture_kernel import add_rows
 from pyro_em.compiled.point import AnyFactor, Point, Tally
+from pyro_em.compiled.sweep import KEEP, Sweep
 
 __all__ = ["Mixture", "MixtureTotals"]
 
 BLOCK = 2**18  # entries of the features of one block: two megabytes in float64
-KEEP = 2**22  # bytes of features that are kept instead of being made anew
-SMALL = 2**16  # rows that one thread takes in one compiled pass
-SMALL_ENTRIES = {torch.float64: 512, torch.float32: 48}  # of the coefficients: beyond, matrix products are faster
 ONES = torch.ones(1, dtype=torch.float64)
 UNDERFLOW = -60.0  # exponentials below this are slow in float32, and beyond its precision
 
@@ -50,7 +47,7 @@ class Mixture:
         num_rows: number of data n.
         blocks: the ranges of rows that are taken at a time.
         kept: features of each block, shape (rows, S * E), where there is room to keep them.
-        small: features of all data, shape (S * E, n), where one compiled pass is faster than a dozen calls.
+        sweep: one compiled pass over all data instead of blocks, where that is faster.
     """
 
     flat: Flat
@@ -61,7 +58,7 @@ class Mixture:
     num_rows: int
     blocks: tuple[slice, ...]
     kept: tuple[Tensor, ...]
-    small: Tensor | None = None
+    sweep: Sweep | None = None
 
     @classmethod
     def of(cls, factors: Sequence[AnyFactor], weights: Tensor | None, scale: float) -> Mixture:
@@ -77,11 +74,9 @@ class Mixture:
         blocks = tuple(slice(a, min(a + step, num_rows)) for a in range(0, num_rows, step))
         constants = tuple(Constant.of(f) for f in constant)
         self = cls(flat, constants, general, weights, scale, num_rows, blocks, ())
-        if width * num_rows * flat.dtype.itemsize > KEEP:
-            return self
-        entries = width * factors[0].num_states
-        if flat.factors and not general and num_rows <= SMALL and entries <= SMALL_ENTRIES[flat.dtype]:
-            return replace(self, small=flat.features(slice(0, num_rows), Desk(flat.dtype)).T.contiguous())
+        sweep = None if general else Sweep.of(flat, num_rows)
+        if sweep is not None or width * num_rows * flat.dtype.itemsize > KEEP:
+            return replace(self, sweep=sweep)
         return replace(self, kept=tuple(flat.features(rows, Desk(flat.dtype)) for rows in blocks))
 
     @property
@@ -95,12 +90,11 @@ class Mixture:
         matrix, offset = self._coefficients(point, states)
         sums = torch.zeros_like(matrix)
         counts = torch.zeros(states, dtype=torch.float64)
-        if self.small is None:
+        if self.sweep is None:
             totals = self._by_blocks(matrix, offset, sums, counts, point, tally)
         else:
             weights = ONES if self.weights is None else self.weights
-            tensors = (self.small, matrix, offset.squeeze(1), weights, sums, counts)
-            totals = MixtureTotals(*add_rows(*(t.numpy() for t in tensors)))
+            totals = MixtureTotals(*self.sweep.add(matrix, offset.squeeze(1), weights, sums, counts))
         if self.scale != 1.0:
             sums, counts = sums * self.scale, counts * self.scale
         self._collect(sums, counts, tally.stats)

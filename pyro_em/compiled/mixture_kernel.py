@@ -1,7 +1,8 @@
-"""The E-step of a small mixture in one pass, compiled: for few features and states, calls cost more than arithmetic.
+"""The E-step of a mixture in one pass, compiled: for few features and states, a product of matrices moves more numbers
+than it multiplies.
 
-States are the rows of every matrix, and a tile of data stays in the nearest cache from its log-densities to its share
-of the sums. Everything is computed in float64, whatever the features are kept in.
+States are the rows of every matrix, and a tile of data stays in the nearest cache from its features to its share of the
+sums. Everything is computed in float64, whatever the data are kept in.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pyro_em.chains.potentials import LOG2_HIGH, LOG2_LOW, Array, bits_of, expon
 
 __all__ = ["add_rows"]
 
-TILE = 128  # data at a time
+ROOM = 4096  # numbers of a tile, which leave room for others in a cache of 48 KB
+LEAST, MOST = 32, 128  # data of a tile
 D3, D5, D7, D9, D11, D13, D15, D17, D19, D21 = (2.0 / n for n in range(3, 22, 2))
 ROOT_HALF = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2)
 
@@ -52,7 +54,22 @@ def _logarithm(x: Array) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _log_densities(features: Array, start: int, matrix: Array, offset: Array, logs: Array, top: Array) -> None:
+def _gather(data: Array, origin: Array, powers: int, start: int, features: Array) -> None:
+    """Features of a range of data, shape (F, count): the data about their origin, then squares of these."""
+    width, count = data.shape[1], features.shape[1]
+    for d in range(width):
+        row, about = features[d], origin[d]
+        for r in range(count):
+            row[r] = data[start + r, d] - about
+    if powers == 2:
+        for d in range(width):
+            row, square = features[d], features[width + d]
+            for r in range(count):
+                square[r] = row[r] * row[r]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _log_densities(features: Array, matrix: Array, offset: Array, logs: Array, top: Array) -> None:
     """logs = matrix @ features + offset, minus the largest entry of each datum, which is left in `top`."""
     states, count = logs.shape
     width = matrix.shape[1]
@@ -61,13 +78,13 @@ def _log_densities(features: Array, start: int, matrix: Array, offset: Array, lo
         row[:] = offset[k]
         f = 0
         while f + 1 < width:  # two features at a time: `row` is read and written once for both
-            a, x = matrix[k, f], features[f, start : start + count]
-            b, y = matrix[k, f + 1], features[f + 1, start : start + count]
+            a, x = matrix[k, f], features[f]
+            b, y = matrix[k, f + 1], features[f + 1]
             for r in range(count):
                 row[r] += a * x[r] + b * y[r]
             f += 2
         if f < width:
-            a, x = matrix[k, f], features[f, start : start + count]
+            a, x = matrix[k, f], features[f]
             for r in range(count):
                 row[r] += a * x[r]
         for r in range(count):
@@ -79,7 +96,7 @@ def _log_densities(features: Array, start: int, matrix: Array, offset: Array, lo
 
 # The order of sums over data is left to the compiler, which makes several at a time.
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
-def _add_posterior(features: Array, start: int, posterior: Array, scale: Array, sums: Array, counts: Array) -> None:
+def _add_posterior(features: Array, posterior: Array, scale: Array, sums: Array, counts: Array) -> None:
     states, count = posterior.shape
     for k in range(states):
         row, total = posterior[k], 0.0
@@ -88,7 +105,7 @@ def _add_posterior(features: Array, start: int, posterior: Array, scale: Array, 
             total += row[r]
         counts[k] += total
         for f in range(features.shape[0]):
-            x, total = features[f, start : start + count], 0.0
+            x, total = features[f], 0.0
             for r in range(count):
                 total += row[r] * x[r]
             sums[k, f] += total
@@ -105,20 +122,33 @@ def _add_terms(terms: Array, weights: Array) -> tuple[float, float]:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def add_rows(
-    features: Array, matrix: Array, offset: Array, weights: Array, sums: Array, counts: Array
+    data: Array,
+    origin: Array,
+    powers: int,
+    first: int,
+    last: int,
+    matrix: Array,
+    offset: Array,
+    weights: Array,
+    sums: Array,
+    counts: Array,
 ) -> tuple[float, float]:
-    """Add expected features (K, F) and counts (K,) of all data, in place; the log evidence and its squared terms.
+    """Add expected features (K, F) and counts (K,) of a range of data in place; log evidence and its squared terms.
 
-    `features` has shape (F, n), `matrix` (K, F), `offset` (K,), `weights` (n,), or (1,) where all data count alike.
+    `data` has shape (n, D), `origin` (D,); features are their first `powers` powers, F = D or 2 D of them. `matrix` is
+    (K, F), `offset` (K,), `weights` (n,), or (1,) where all data count alike.
     """
-    states, num = matrix.shape[0], features.shape[1]
-    room, top, total = np.empty(states * TILE), np.empty(TILE), np.empty(TILE)
-    terms, scale = np.empty(TILE), np.empty(TILE)
+    states, width = matrix.shape
+    tile = max(LEAST, min(MOST, ROOM // (states + width) // 8 * 8))
+    room, seen = np.empty(states * tile), np.empty(width * tile)
+    top, total, terms, scale = np.empty(tile), np.empty(tile), np.empty(tile), np.empty(tile)
     evidence, squares = 0.0, 0.0
-    for start in range(0, num, TILE):
-        count = min(TILE, num - start)
+    for start in range(first, last, tile):
+        count = min(tile, last - start)
+        features = seen[: width * count].reshape(width, count)
         posterior = room[: states * count].reshape(states, count)
-        _log_densities(features, start, matrix, offset, posterior, top[:count])
+        _gather(data, origin, powers, start, features)
+        _log_densities(features, matrix, offset, posterior, top[:count])
         exponentiate(room[: states * count])
         total[:] = 0.0
         for k in range(states):
@@ -133,5 +163,5 @@ def add_rows(
         evidence, squares = evidence + own, squares + square
         for r in range(count):
             scale[r] /= total[r]
-        _add_posterior(features, start, posterior, scale[:count], sums, counts)
+        _add_posterior(features, posterior, scale[:count], sums, counts)
     return evidence, squares

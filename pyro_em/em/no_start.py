@@ -30,8 +30,8 @@ def no_start(objective: float, problem: Problem) -> StartError:
 
 def _holes(problem: Problem) -> str:
     """Which arguments of the model hold what is no number, as a sentence."""
-    arguments = {f"argument {i}": a for i, a in enumerate(problem.args)} | {repr(n): a for n, a in problem.kwargs.items()}
-    for name, given in arguments.items():
+    named = {f"argument {i}": a for i, a in enumerate(problem.args)} | {repr(n): a for n, a in problem.kwargs.items()}
+    for name, given in named.items():
         value = torch.as_tensor(given) if isinstance(given, np.ndarray) else given
         if isinstance(value, Tensor) and value.layout is torch.strided and value.is_floating_point() and value.dim():
             rows = (~value.isfinite()).reshape(len(value), -1).any(-1).nonzero()

@@ -110,9 +110,9 @@ def _check_hidden(site: dict[str, Any]) -> None:
                 bare = bare & shown.reshape([*shown.shape, *[1] * (event - events)])
     if bool(bare.any()):
         raise ModelError(
-            f"Site {site['name']!r} observes NaN or an infinite value that no mask hides. Hide missing entries, for instance by "
-            "`with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or `fn.mask(~x.isnan()).to_event(1)` for "
-            "entries."
+            f"Site {site['name']!r} observes NaN or an infinite value that no mask hides. Hide missing entries, for "
+            "instance by `with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or "
+            "`fn.mask(~x.isnan()).to_event(1)` for entries."
         )
 
 

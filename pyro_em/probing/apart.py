@@ -88,7 +88,7 @@ def read(name: str, site: Site, found: Structure) -> Raw | str:
 
 
 def take_apart(raws: Sequence[Raw], stacked: bool = False) -> SiteParts:
-    """One site over named axes; or, stacked, several of the same shapes, with an axis for them after those of the plates.
+    """One site over named axes; or, stacked, several of the same shapes, with an axis for them after the plates.
 
     Raises:
         ModelError: an axis that is neither a plate nor an enumerated latent.
