@@ -25,7 +25,7 @@ class Sentences(pd.DataFrame):
 
     def _repr_html_(self) -> str | None:
         with pd.option_context("display.max_colwidth", None):
-            return super()._repr_html_()
+            return pd.DataFrame._repr_html_(self)  # type: ignore[attr-defined]
 
 
 def summary(

@@ -87,7 +87,7 @@ def make_plan(
     _check_weights(probed, weights)
     model = tensor_model(known, coordinates, scales, weights, by_element, union)
     known_priors = [n for n, params in probed.priors.items() if counts_priors and not params]
-    priors = {n: p for n in known_priors if not (p := Prior(n, nodes[n])).is_flat}
+    priors = {n: prior for n in known_priors if not (prior := Prior(n, nodes[n])).is_flat}
     frozen = {*fixed, *gradient}
     elements = [s for s in known if s.name in by_element]
     regressions = regressions_of(elements, model, coordinates, priors, frozen)

@@ -52,13 +52,13 @@ def trail(tensor: Tensor, leaves: Mapping[str, Tensor], stored: Mapping[int, str
     names = {**(stored or {}), **{id(leaf): name for name, leaf in leaves.items()}}
     found, kink = {names[id(tensor)]} if id(tensor) in names else set(), None
     seen: set[Any] = set()
-    queue = [tensor.grad_fn]
+    queue: list[Any] = [tensor.grad_fn]
     while queue:
         node = queue.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        operation = _operation(type(node))
+        operation = _operation(type(node).__name__)
         if operation == "AccumulateGrad":
             found |= {names[id(node.variable)]} if id(node.variable) in names else set()
             continue
@@ -69,5 +69,5 @@ def trail(tensor: Tensor, leaves: Mapping[str, Tensor], stored: Mapping[int, str
 
 
 @lru_cache(maxsize=1024)
-def _operation(kind: type) -> str:
-    return re.sub(r"Backward\w*$", "", kind.__name__)
+def _operation(node: str) -> str:
+    return re.sub(r"Backward\w*$", "", node)
