@@ -51,7 +51,7 @@ def draws():
     return {
         "gamma": (Gamma(), wait, torch.exp),
         "beta": (Beta(), torch.sigmoid(wait - 2), torch.exp),
-        "negative binomial": (NegativeBinomial(60), torch.poisson(wait), torch.sigmoid),
+        "negative binomial": (NegativeBinomial(tuple(range(1, 61))), torch.poisson(wait), torch.sigmoid),
     }
 
 

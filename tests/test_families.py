@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -244,9 +245,23 @@ def test_unknown_and_derived_distributions_have_no_family() -> None:
 
 
 def test_negative_binomial_refuses_counts_it_has_no_feature_for() -> None:
-    family = FAMILIES[dist.NegativeBinomial].of(None, tensor([0.0, 3.0]))
-    with pytest.raises(ValueError, match=r"counts up to 3.*Got a count of 5"):
-        family.features(tensor([5.0]))
+    family = FAMILIES[dist.NegativeBinomial].of(None, tensor([0.0, 3.0, 7.0]))
+    for count in (5.0, 8.0):
+        with pytest.raises(ValueError, match=rf"2 positive counts.*Got a count of {count:.0f}"):
+            family.features(tensor([0.0, 7.0, count]))
+
+
+@pytest.mark.parametrize("total_count", [0.0, 1e-9, 0.3, 40.0, 1e5, 1e8])
+def test_negative_binomial_of_counts_far_apart(total_count: float) -> None:
+    """A feature for each count that was seen, not for each up to the largest."""
+    x = tensor([0.0, 1.0, 5.0, 31.0, 32.0, 33.0, 1e3, 1e3 + 1, 1e6], dtype=torch.float64)
+    family: Any = FAMILIES[dist.NegativeBinomial].of(None, x)
+    assert len(family.features(x)) == len(x)
+    r, p = tensor(total_count, dtype=torch.float64), tensor(0.7, dtype=torch.float64)
+    rises = (family.coefficients(total_count=r, probs=p)[:-2].cumsum(0)).tolist()
+    for count, found in zip(x[1:].tolist(), rises, strict=True):
+        exact = float(np.log(total_count + np.arange(count)).sum()) if total_count else -1e30
+        assert found == pytest.approx(exact, rel=1e-13)
 
 
 def test_student_t_has_no_features_without_arguments() -> None:

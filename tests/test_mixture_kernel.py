@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_em.compiled.mixture_kernel import _logarithm as logarithm
 from pyro_em.compiled.mixture_kernel import add_rows
+from pyro_em.compiled.sweep import POWERS, Sweep
 
 ONE = np.ones(1)
 
@@ -92,3 +93,25 @@ def test_logarithm():
     logarithm(found)
     np.testing.assert_array_max_ulp(found[:-3], np.log(x[:-3]), maxulp=3)
     assert found[-3] == 0.0 and found[-2] == np.inf and np.isnan(found[-1])
+
+
+@pytest.mark.parametrize("family", POWERS, ids=lambda kind: kind.__name__)
+def test_features_made_in_tiles_are_those_of_the_family(family):
+    x = torch.tensor([0.0, 1.0, 2.5, 7.0], dtype=torch.float64)
+    assert torch.equal(family().features(x), torch.stack([x, x.square()][: POWERS[family]]))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_rows(threads):
+    data, matrix, offset = case(70_001, 7, 4, powers=2)
+    sums, counts = torch.zeros_like(matrix), torch.zeros(4, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        totals = Sweep(data, torch.zeros(7, dtype=torch.float64), 2).add(
+            matrix, offset[:, 0], torch.ones(1, dtype=torch.float64), sums, counts
+        )
+    finally:
+        torch.set_num_threads(before)
+    found = sums, counts, torch.tensor(totals, dtype=torch.float64)
+    torch.testing.assert_close(found, by_tensors(data, matrix, offset), rtol=1e-11, atol=1e-9)

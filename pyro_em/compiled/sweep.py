@@ -13,11 +13,18 @@ from pyro_em.compiled.desk import Desk
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
 from pyro_em.compiled.mixture_kernel import add_rows
+from pyro_em.families import Family
+from pyro_em.families.bernoulli import Bernoulli
+from pyro_em.families.exponential import Exponential, Geometric
+from pyro_em.families.normal import Normal
+from pyro_em.families.poisson import Poisson
 
 __all__ = ["Sweep"]
 
 KEEP = 2**22  # bytes of features that are kept instead of being made anew
 MOST_ENTRIES = {torch.float64: 512, torch.float32: 48}  # of the coefficients: beyond, matrix products are faster
+# Families whose features T(x) are the first so many powers of x.
+POWERS: dict[type[Family], int] = {Normal: 2, Bernoulli: 1, Exponential: 1, Geometric: 1, Poisson: 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +56,7 @@ class Sweep:
     @classmethod
     def _of_data(cls, factor: TensorFactor, dtype: torch.dtype) -> Sweep | None:
         """Without features that take memory, where these are powers of the data."""
-        powers = _powers(factor)
-        x = factor.x[:, 0]
+        powers, x = POWERS.get(type(factor.book.family)), factor.x[:, 0]
         if powers is None or factor.mask is not None or x.dtype != dtype or not x.is_contiguous():
             return None
         origin = torch.zeros(x.shape[1]) if factor.origin is None else factor.origin
@@ -75,12 +81,3 @@ class Sweep:
             sums += torch.from_numpy(own)
             counts += torch.from_numpy(count)
         return sum(p[2] for p in parts), sum(p[3] for p in parts)
-
-
-def _powers(factor: TensorFactor) -> int | None:
-    """How many powers of the data its features are; ``None`` where they are something else."""
-    if factor.x.dim() > 3:
-        return None
-    x = torch.tensor([-1.75, 0.3, 4.5], dtype=torch.float64)
-    features = factor.book.family.features(x)
-    return next((n for n in (1, 2) if torch.equal(features, torch.stack([x, x * x][:n]))), None)

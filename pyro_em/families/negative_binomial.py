@@ -1,4 +1,4 @@
-"""NegativeBinomial: T(x) = (1[x > 0], 1[x > 1], ..., x), a step function for each count seen."""
+"""NegativeBinomial: T(x) = (1[x >= a], 1[x >= b], ..., x), a step for each count a < b < ... that was seen."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ __all__ = ["NegativeBinomial"]
 class NegativeBinomial:
     """NegativeBinomial(total_count, probs): successes of probability ``probs`` before ``total_count`` failures.
 
-    log Gamma(r + x) - log Gamma(r) = sum_j 1[x > j] log(r + j) makes it linear in the features.
-    probs = sum x over sum (x + r N); the total count r takes Newton's method. Conjugate: Beta on probs.
+    log Gamma(r + x) - log Gamma(r) = sum_j 1[x > j] log(r + j), taken together between two counts that were seen, makes
+    it linear in the features. probs = sum x over sum (x + r N); the total count r takes Newton's method. Conjugate: Beta
+    on probs.
 
     Attributes:
-        levels: the largest count that :meth:`features` can represent.
+        levels: the positive counts that :meth:`features` can represent, in order.
     """
 
     args: ClassVar[tuple[Argument, ...]] = (
@@ -32,14 +33,20 @@ class NegativeBinomial:
     )
     rank: ClassVar[int] = 0
 
-    levels: int = 0
+    levels: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, fn: Any, value: Tensor) -> Family:
-        return cls(int(value.max()) if value.numel() else 0)
+        return cls(tuple(value[value > 0].long().unique().tolist()))
 
     def join(self, other: Family) -> Family:
-        return self if not isinstance(other, NegativeBinomial) or other.levels <= self.levels else other
+        if not isinstance(other, NegativeBinomial) or other.levels == self.levels:
+            return self
+        return NegativeBinomial(tuple(sorted({*self.levels, *other.levels})))
+
+    def holds(self, x: Tensor) -> Tensor:
+        """Where x is a count that :meth:`features` can represent."""
+        return torch.isin(x, torch.tensor((0, *self.levels), dtype=x.dtype))
 
     def arguments(self, fn: Any) -> dict[str, Tensor]:
         return {"total_count": fn.total_count, "probs": fn.probs}
@@ -48,13 +55,13 @@ class NegativeBinomial:
         return value
 
     def features(self, x: Tensor) -> Tensor:
-        if x.numel() and x.max() > self.levels:
+        if not bool(self.holds(x).all()):
             raise ValueError(
-                f"These statistics of NegativeBinomial hold counts up to {self.levels}, the largest seen when the "
-                f"family was made. Got a count of {int(x.max())}. Join it with the family of the new data."
+                f"These statistics of NegativeBinomial hold the {len(self.levels)} positive counts seen when the family "
+                f"was made. Got a count of {int(x[~self.holds(x)].max())}. Join it with the family of the new data."
             )
-        steps = torch.arange(self.levels, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
-        return torch.cat([(x > steps).to(x.dtype), x.unsqueeze(0)])
+        levels = torch.tensor(self.levels, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
+        return torch.cat([(x >= levels).to(x.dtype), x.unsqueeze(0)])
 
     def base_measure(self, x: Tensor) -> Tensor:
         return -torch.lgamma(x + 1)
@@ -62,8 +69,7 @@ class NegativeBinomial:
     def coefficients(self, *, total_count: Tensor, probs: Tensor) -> Tensor:
         probs = clamp_probs(probs)  # as torch's own density has it
         r, p = (part.unsqueeze(-1) for part in torch.broadcast_tensors(total_count, probs))
-        steps = r + torch.arange(self.levels, dtype=r.dtype, device=r.device)
-        return torch.cat([log_or_never(torch.cat([steps, p], -1)), r * torch.log1p(-p)], -1)
+        return torch.cat([_log_rises(r, self.levels), log_or_never(p), r * torch.log1p(-p)], -1)
 
     def solve(self, name: str, cells: Cells) -> Tensor | None:
         if name != "probs":
@@ -78,3 +84,33 @@ class NegativeBinomial:
         if name != "probs" or type(prior).__name__ != "Beta" or link != "identity":
             return None
         return torch.stack([prior.concentration1 - 1, prior.concentration0 - 1], -1)
+
+
+FEW = 32  # terms log(r + j) that are added up as they are; beyond, Stirling's series to z^-7 is exact in float64
+
+
+def _log_rises(r: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """log Gamma(r + b) - log Gamma(r + a) for neighbours a < b among zero and the levels: from (..., 1) to (..., L)."""
+    counts = torch.arange(min(FEW, levels[-1] if levels else 0), dtype=torch.long)
+    ends = torch.tensor(levels, dtype=torch.long)
+    which = torch.bucketize(counts, ends, right=True)
+    terms = log_or_never(r + counts.to(r.dtype))
+    rises = r.new_zeros(*r.shape[:-1], len(levels)).index_add(-1, which, terms)
+    if not levels or levels[-1] <= FEW:
+        return rises
+    ends = ends.clamp_min(FEW).to(r.dtype)
+    starts = torch.cat([ends.new_full((1,), FEW), ends[:-1]])
+    return rises + _stirling(r + starts, ends - starts)
+
+
+def _stirling(z: Tensor, d: Tensor) -> Tensor:
+    """log Gamma(z + d) - log Gamma(z) for z of at least ``FEW``, with no digit lost where d is small beside z.
+
+    Source: NIST Digital Library of Mathematical Functions, 5.11.1.
+    """
+
+    def rest(z: Tensor) -> Tensor:
+        q = z.pow(-2)
+        return (1 / 12 - q * (1 / 360 - q * (1 / 1260 - q / 1680))) / z
+
+    return (z - 0.5) * torch.log1p(d / z) + d * (torch.log(z + d) - 1) + rest(z + d) - rest(z)

@@ -68,7 +68,7 @@ def read(name: str, site: Site, found: Structure) -> Raw | str:
         return f"{'pyro.factor' if name_of == 'Unit' else name_of} has no closed-form family"
     if site["args"] or site["kwargs"]:
         return "its density takes extra arguments"
-    family = kind.of(core.fn, _shown(site, core) if hasattr(kind, "levels") else site["value"])
+    family = kind.of(core.fn, _shown(site, core) if hasattr(kind, "holds") else site["value"])
     own = found.variables.get(name)
     positions = _positions(site, found)
     tensors = {**family.arguments(core.fn), "value": family.data(core.fn, site["value"])}
@@ -119,8 +119,8 @@ def take_apart(raws: Sequence[Raw], stacked: bool = False) -> SiteParts:
         mask = one if mask is None else mask & one
     data = over.pop("value") if "value" in over else raw.tensors["value"]
     family = reduce(lambda one, other: one.join(other), (r.family for r in raws))
-    if hasattr(family, "levels"):  # what masks hide may be beyond them
-        data = torch.where(data <= family.levels, data, 0)
+    if hasattr(family, "holds"):  # what masks hide may be anything
+        data = torch.where(family.holds(data), data, 0)
     return SiteParts(
         name=raw.name,
         family=family,

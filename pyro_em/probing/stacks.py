@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def _plates(raw: Raw) -> dict[int, Plate]:
 
 def _kind(raw: Raw) -> object:
     """What members of a pile have in common."""
-    family = type(raw.family), tuple(sorted(vars(raw.family).items()))
+    family = type(raw.family), getattr(raw.family, "size", None)
     # torch keeps logits with a site whose density was once asked for, and they set no site apart
     given = {n: t for n, t in raw.tensors.items() if n != "logits"}
     blocks = tuple((n, t.shape[t.dim() - raw.ranks[n] :], t.dtype) for n, t in given.items())
@@ -165,6 +166,7 @@ def _joined(pieces: Sequence[SiteParts], pile: Pile) -> SiteParts:
     return replace(
         first,
         name=members[0][1],
+        family=reduce(lambda one, other: one.join(other), (p.family for p in pieces)),
         plates=plates,
         scope=scope,
         data=_alike(joined([p.data for p in pieces]), axis),
