@@ -212,10 +212,15 @@ def _in_predictor(
 
 
 def _solve(curvature: Tensor, slope: Tensor) -> Tensor:
-    """A direction of ascent: Newton's where Q is concave, none where it is flat or overflows."""
+    """A direction of ascent: Newton's where Q is concave, none where it is flat or overflows.
+
+    What is flat shows in units in which all second derivatives are one: a small coefficient is not.
+    """
     if not bool(torch.isfinite(curvature).all()):
         return torch.zeros_like(slope)
-    levels, axes = torch.linalg.eigh(curvature)
+    unit = curvature.diagonal().abs().clamp_min(1e-150).rsqrt()
+    levels, axes = torch.linalg.eigh(curvature * unit.unsqueeze(-1) * unit)
     size = levels.abs()
     usable = size > 1e-11 * size.max()
-    return axes @ torch.where(usable, (axes.T @ slope) / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
+    along = (axes.T @ (unit * slope)) / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return unit * (axes @ torch.where(usable, along, 0.0))
