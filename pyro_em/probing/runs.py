@@ -26,6 +26,8 @@ from pyro_em.probing.stacks import Pile, apart, find_piles
 
 __all__ = ["Run", "near", "run"]
 
+SPREADS = (0.3, 1e-2, 3e-4)  # of unconstrained coordinates
+
 
 class _Substitute(Messenger):
     """Hand the model these tensors as parameter values, so that gradients can be taken in the values themselves."""
@@ -103,18 +105,37 @@ def run(
 
 
 def near(space: ParamSpace, again: Callable[..., Run], piles: dict[str, Pile | None]) -> list[Run]:
-    """Runs at the parameters in place, and about as far from zero on this side and the other, where predictors stay
-    within range.
+    """Runs at the parameters in place, and about as far from zero on this side and the other: as near as predictors
+    need to stay within range, which covariates of large numbers leave soon.
     """
-    start = space.snapshot()
-    runs = [again(first=True, piles=piles)]
+    first = again(first=True, piles=piles)
+    others: list[Run] = []
+    for spread in SPREADS:
+        others = _beside(space, again, piles, spread)
+        if all(_is_finite(part) for seen in others for part in seen.parts.values()):
+            break
+    return [first, *others]
+
+
+def _beside(space: ParamSpace, again: Callable[..., Run], piles: dict[str, Pile | None], spread: float) -> list[Run]:
+    start, runs = space.snapshot(), []
     try:
         for sign in (1.0, -1.0):
-            space.restore({n: sign * u + 0.3 * torch.randn_like(u) for n, u in start.items()})
+            space.restore({n: sign * u + spread * torch.randn_like(u) for n, u in start.items()})
             runs.append(again(piles=piles))
     finally:
         space.restore(start)
     return runs
+
+
+def _is_finite(parts: SiteParts | str) -> bool:
+    """Whether arguments are numbers, and positive ones not rounded to zero."""
+    if isinstance(parts, str):
+        return True
+    positive = {a.name for a in parts.family.args if a.domain is constraints.positive}
+    return all(
+        bool(a.isfinite().all()) and not (n in positive and bool((a == 0).any())) for n, a in parts.arguments.items()
+    )
 
 
 def _owned(parts: SiteParts | str) -> SiteParts | str:
