@@ -222,11 +222,24 @@ def _pooled(members: list[ElementFactor], name: str, theta: Tensor) -> _Pool:
         here = f.args(theta, slice(None))
         args.append({n: a.expand(*shape, *a.shape[3:]).reshape(-1, *a.shape[3:]) for n, a in here.items()})
     flat = torch.cat([r.flatten(1) if r.dim() > 1 else r.unsqueeze(1) for r in rows])
-    values, group = flat.unique(dim=0, return_inverse=True)
+    values, group = _distinct(flat)
     together = {n: torch.cat([a[n] for a in args]) for n in args[0]}
     present = together[name].new_zeros(len(values), *together[name].shape[1:])
     present[group] = together[name]
     return _Pool(members, values, group, together, present)
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of integers in order, and which of them each row is: ``unique(dim=0)`` sorts all rows, where
+    blocks of parameters differ in their first element.
+    """
+    first = rows[:, 0] - rows[:, 0].min()
+    sample = torch.zeros(int(first.max()) + 1, dtype=torch.long).index_copy_(0, first, torch.arange(len(rows)))
+    if not torch.equal(rows[sample[first]], rows):
+        values, group = rows.unique(dim=0, return_inverse=True)
+        return values, group
+    known = torch.zeros(len(sample), dtype=torch.bool).index_fill_(0, first, True)
+    return rows[sample[known]], (known.cumsum(0) - 1)[first]
 
 
 def _shape(factor: ElementFactor) -> tuple[int, int, int]:
