@@ -16,7 +16,7 @@ from models import latent_class_regression
 from pyro_em import DegenerateError
 from pyro_em.em import shares
 from pyro_em.families import FAMILIES, Cells
-from pyro_em.families.pieces import solve_in_pieces
+from pyro_em.families.pieces import in_pieces
 
 f64 = partial(torch.tensor, dtype=torch.float64)
 N = 46
@@ -244,7 +244,7 @@ def test_a_family_solves_in_pieces(kind):
         whole = family.solve(argument.name, Cells(stats, example.args, group, 2))
         parts = [slice(1), slice(1, 3)]
         pieces = [(family, Cells(stats[p], {n: a[p] for n, a in example.args.items()}, group[p], 2)) for p in parts]
-        found = solve_in_pieces(argument.name, pieces)
+        found = in_pieces(lambda f, c: f.solve(argument.name, c), pieces)
         assert (found is None) == (whole is None)
         if whole is not None:
             torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12, equal_nan=True)

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.constraints import simplex, unit_interval
+from pyro.distributions.constraints import positive, simplex, unit_interval
 
 from models import multinomial_mixture
 from pyro_em import EM, GradientMStep, Status, fit
@@ -166,3 +166,22 @@ def test_a_gradient_of_nan_is_not_convergence():
         found = fit(partial(absent, z_times=zero_times_infinity), *counted(), strategy=EM())
     assert found.status is Status.NON_FINITE and not found.converged
     assert torch.equal(found.params["coefs"], f64([0.5, 0.0]))
+
+
+def test_dispersions_shared_by_counts_of_different_size():
+    """Each site has its own counts to tell apart, and both speak of one dispersion."""
+    torch.manual_seed(0)
+    x = torch.randn(80, dtype=torch.float64)
+    few, many = (dist.NegativeBinomial(f64(3.0), logits=a + 0.3 * x).sample() for a in (-1.0, 3.0))
+
+    def model(x, few, many):
+        r, b = pyro.param("r", f64(1.0), constraint=positive), pyro.param("b", f64(0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("few", dist.NegativeBinomial(r, logits=b * x - 1.0), obs=few)
+            pyro.sample("many", dist.NegativeBinomial(r, logits=b * x + 3.0), obs=many)
+
+    for fixed in ((), ("b",)):
+        found = fit(model, x, few, many, strategy=EM(fixed=fixed, tol=1e-10))
+        again = fit(model, x, few, many, strategy=EM(m_step=GradientMStep(), fixed=fixed, tol=1e-10))
+        assert found.objective == pytest.approx(again.objective, abs=1e-7)
+        assert found.params["r"].item() == pytest.approx(again.params["r"].item(), rel=1e-4)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Book:
     constants: Tensor
     maps: dict[str, Tensor]
     names: frozenset[str]
-    references: dict[str, Tensor] = field(default_factory=dict)
+    references: dict[str, Any] = field(default_factory=dict)
     origin: Tensor | None = None
     variance: Tensor | None = None
     origins: dict[str, Tensor] = field(default_factory=dict)
@@ -119,11 +120,11 @@ class Book:
             self._pairs[one, other] = len(pairs[0].unique()) < pairs.shape[1]
         return self._pairs[one, other]
 
-    def of_groups(self, argument: str, of_cells: Tensor) -> Tensor:
-        """What the cells of each of an argument's values have in common."""
+    def of_groups(self, argument: str, of_cells: Tensor, how: str) -> Tensor:
+        """The least ("amin") or the largest ("amax") among the cells of each of an argument's values."""
         found = of_cells.new_zeros(len(self.rows[argument]), *of_cells.shape[1:])
-        found[self.groups[argument]] = of_cells
-        return found
+        group = self.groups[argument].reshape(-1, *[1] * (of_cells.dim() - 1)).expand_as(of_cells)
+        return found.scatter_reduce_(0, group, of_cells, how, include_self=False)
 
     def least_concentration(self, argument: str, values: Mapping[str, Tensor]) -> Tensor:
         """The least concentration beside each value of one of them, shape (G,); of all arguments, (their G, *block)."""
@@ -135,7 +136,7 @@ class Book:
         """The origin of each value of the location, shape (G, *block)."""
         if self.origin is None or self.location is None:
             return None
-        return self.of_groups(self.location, self.origin)
+        return self.of_groups(self.location, self.origin, "amax")  # all the same
 
 
 def stretch(index: Tensor) -> int | None:
@@ -160,11 +161,11 @@ def books_of(sites: Sequence[ProbedSite], coordinates: Coordinates) -> list[Book
     for site in sites:
         assert isinstance(site.parts, SiteParts)
         links = tuple(_selected(site, a.name).link for a in site.parts.family.args)
-        found.setdefault((_kind(site.parts.family), links), []).append(site)
+        found.setdefault((kind_of(site.parts.family), links), []).append(site)
     return [_book(members, coordinates) for members in found.values()]
 
 
-def _kind(family: Family) -> object:
+def kind_of(family: Family) -> object:
     """What families that can be joined have in common."""
     sizes = {n: v for n, v in vars(family).items() if n == "size"}
     return type(family), tuple(sizes.items())

@@ -7,6 +7,7 @@ without limit as its spread goes to nothing (Kiefer & Wolfowitz 1956). What arit
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pyro_em.probing import Coordinates
 __all__ = [
     "COLLAPSED",
     "FLOOR",
+    "Variances",
     "at_floor",
     "collapsed",
     "floored",
@@ -34,13 +36,32 @@ COLLAPSED = {torch.float64: 1e-11, torch.float32: 1e-6}
 FLOOR = 1e-6
 
 
-def reference(book: Book, argument: str) -> Tensor | None:
-    """The data's variance behind each value of a spread argument, shape (G,) or (G, D)."""
+@dataclass(frozen=True)
+class Variances:
+    """Variances of the data behind each value of a spread, which several sites or columns may share in their own units.
+
+    Attributes:
+        least, most: among those that share it, shape (G,) or (G, D).
+    """
+
+    least: Tensor
+    most: Tensor
+
+    @property
+    def base(self) -> Tensor:
+        """What a floor is a share of: the least, as far as rounding in the data of most variance lets it be told."""
+        return self.least.maximum(COLLAPSED[torch.float64] / FLOOR * self.most)
+
+
+def reference(book: Book, argument: str) -> Variances | None:
+    """The data's variances behind each value of a spread argument."""
     if book.variance is None:
         return None
     if argument not in book.references:
-        book.references[argument] = book.of_groups(argument, book.variance)
-    return book.references[argument]
+        least, most = (book.of_groups(argument, book.variance, how) for how in ("amin", "amax"))
+        book.references[argument] = Variances(least, most)
+    found: Variances = book.references[argument]
+    return found
 
 
 def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -48,7 +69,7 @@ def too_narrow(book: Book, argument: str, values: Tensor, dtype: torch.dtype) ->
     if argument not in book.spreads:
         return None
     data = reference(book, argument)
-    return None if data is None else is_narrow(values, data, dtype)
+    return None if data is None else is_narrow(values, data.most, dtype)
 
 
 def is_narrow(values: Tensor, data: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,7 +84,7 @@ def at_floor(book: Book, argument: str, values: Tensor, slack: float) -> bool:
     data = reference(book, argument)
     if data is None or argument not in book.spreads:
         return False
-    return is_low(values, data, slack)
+    return is_low(values, data.base, slack)
 
 
 def is_low(values: Tensor, data: Tensor, slack: float) -> bool:
@@ -84,7 +105,7 @@ def floored(book: Book, argument: str, values: Tensor, covariance: Callable[[], 
     """
     data = reference(book, argument)
     assert data is not None
-    return held(values, data, covariance)
+    return held(values, data.base, covariance)
 
 
 def held(values: Tensor, data: Tensor, covariance: Callable[[], Tensor]) -> Tensor:
@@ -92,7 +113,7 @@ def held(values: Tensor, data: Tensor, covariance: Callable[[], Tensor]) -> Tens
     if values.dim() == 1:
         return values.nan_to_num(0.0).maximum((FLOOR * data).sqrt())
     unit = data.clamp_min(torch.finfo(data.dtype).tiny).sqrt()
-    scaled = covariance() / unit.unsqueeze(-1) / unit.unsqueeze(-2)
+    scaled = (covariance() / unit.unsqueeze(-1) / unit.unsqueeze(-2)).nan_to_num(0.0)  # of no data
     levels, axes = torch.linalg.eigh(scaled)
     raised = (axes * levels.clamp_min(FLOOR).unsqueeze(-2)) @ axes.mT
     factor = torch.linalg.cholesky(raised) * unit.unsqueeze(-1)

@@ -72,8 +72,12 @@ def without_component(
         if not isinstance(own.book.family, Categorical) or not own.book.names or not own.book.names <= set(free):
             raise error
         at = next(i for i, b in enumerate(model.books) if b is own.book)
+        cells = own.cell.reshape(-1).unique()
+        before = found[at][cells, :-1].sum(-1)
         for k in gone[own.own.name if own.own else ""]:
-            found[at][own.cell.reshape(-1).unique(), k] = 0.0
+            found[at][cells, k] = 0.0
+        if bool(((before > 0) & (found[at][cells, :-1].sum(-1) <= 0)).any()):
+            raise error  # no component is left
     return tuple(found)
 
 

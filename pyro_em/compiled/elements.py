@@ -146,8 +146,10 @@ class ElementFactor:
         return torch.where(self.mask if self.mask.shape[0] == 1 else self.mask[rows], values, 0.0)
 
 
-def element_factor(site: ProbedSite, coordinates: Coordinates, weights: Mapping[str, Tensor]) -> ElementFactor:
-    """Arrange a probed site into rows, states and elements."""
+def element_factor(
+    site: ProbedSite, family: Family, coordinates: Coordinates, weights: Mapping[str, Tensor]
+) -> ElementFactor:
+    """Arrange a probed site, under a family that serves its data, into rows, states and elements."""
     parts = site.parts
     assert isinstance(parts, SiteParts)
     own = {p for v in parts.scope for p in v.plates}
@@ -157,7 +159,7 @@ def element_factor(site: ProbedSite, coordinates: Coordinates, weights: Mapping[
     elements = element_shape(parts, [t for t in leading.values() if t is not None])
     return ElementFactor(
         name=site.name,
-        family=parts.family,
+        family=family,
         coordinates=coordinates,
         plates=plates,
         scope=parts.scope,

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.cells import Book, books_of, located
+from pyro_em.compiled.cells import Book, books_of, kind_of, located
 from pyro_em.compiled.chain import Chain
 from pyro_em.compiled.elements import ElementFactor, element_factor
 from pyro_em.compiled.evaluate import base_measure
@@ -20,6 +20,7 @@ from pyro_em.compiled.origin import with_origin
 from pyro_em.compiled.pieces import InMemory, Pieces
 from pyro_em.compiled.point import AnyFactor, Point, Tally, Values
 from pyro_em.compiled.sparse import sparse_factor
+from pyro_em.families import Family
 from pyro_em.graph.factor import row_weights
 from pyro_em.probing import Coordinates, ProbedSite, SiteParts
 from pyro_em.probing.condensed import AllBatches
@@ -169,10 +170,11 @@ def assemble(
     Args:
         cells: which of its book's cells each element of a site uses; sites that have none are kept by element.
     """
+    families = _joined([s for s in sites if s.name not in cells])
     factors: list[AnyFactor] = [
         _factor(s, book_of(books, s.name), cells[s.name], plate_weights)
         if s.name in cells
-        else element_factor(s, coordinates, plate_weights)
+        else element_factor(s, families[s.name], coordinates, plate_weights)
         for s in sites
     ]
     mixtures, generals, chains, base = [], [], [], 0.0
@@ -190,6 +192,16 @@ def assemble(
         else:
             generals.append(General(tuple(group), plate_weights, scale))
     return TensorModel(coordinates, books, tuple(factors), tuple(mixtures), tuple(generals), tuple(chains), base)
+
+
+def _joined(sites: Sequence[ProbedSite]) -> dict[str, Family]:
+    """For each site the family that serves all that are like it, as arguments that they share pool their statistics."""
+    own = {s.name: s.parts.family for s in sites if isinstance(s.parts, SiteParts)}
+    found: dict[object, Family] = {}
+    for family in own.values():
+        kind = kind_of(family)
+        found[kind] = found[kind].join(family) if kind in found else family
+    return {name: found[kind_of(family)] for name, family in own.items()}
 
 
 def _factor(site: ProbedSite, book: Book, cell: Tensor, weights: Mapping[str, Tensor]) -> AnyFactor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_em.compiled.collapse import collapsed, held, is_low, is_narrow
+from pyro_em.compiled.collapse import Variances, collapsed, held, is_low, is_narrow
 from pyro_em.compiled.elements import ElementFactor
 from pyro_em.compiled.pieces import Piece, Pieces
 from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations, least
 from pyro_em.compiled.solve import Guard
 from pyro_em.families import Cells, Family
 from pyro_em.families.newton import newton_in_pieces
-from pyro_em.families.pieces import solve_in_pieces
+from pyro_em.families.pieces import in_pieces
 from pyro_em.probing import LINKS
 from pyro_em.probing.moments import Moments
 
 __all__ = ["Key", "Pooled"]
 
 Key = tuple[Any, str, str]  # family, argument, link
+Again = Callable[[], Iterator[tuple[Family, Cells]]]  # another pass over the data
 Climb = Callable[..., dict[str, Tensor]]  # Newton's method, which may be given ceilings
 
 
@@ -40,7 +41,7 @@ class Pooled:
 
     key: Key
     movable: Tensor
-    variances: list[Tensor] = field(default_factory=list, repr=False)
+    variances: list[Variances] = field(default_factory=list, repr=False)
 
     @property
     def is_spread(self) -> bool:
@@ -68,8 +69,8 @@ class Pooled:
         if is_concentration:
             lowest = least(kind, pool.args, pool.group, len(pool.values))
             return bool((lowest * slack >= CEILING).any())
-        data = self.variances[0] if self.variances else _Units().add(pool).largest()
-        return is_low(pool.present, data, slack)
+        data = self.variances[0] if self.variances else _Units().add(pool).variances()
+        return is_low(pool.present, data.base, slack)
 
     def solve(self, theta: Tensor, pieces: Pieces, guard: Guard) -> Tensor:
         """theta at the maximum of Q over this argument.
@@ -79,7 +80,7 @@ class Pooled:
         """
         _, name, link = self.key
         seen = _Seen()
-        found = solve_in_pieces(name, self._cells(pieces, theta, seen))
+        found = in_pieces(lambda family, cells: family.solve(name, cells), self._cells(pieces, theta, seen))
         if found is None:
             seen = _Seen()
             for _ in self._cells(pieces, theta, seen):
@@ -90,8 +91,9 @@ class Pooled:
             climb = partial(newton_in_pieces, pool.family, (name,), again, {name: pool.present})
             found = self._limited(pool, climb()[name], seen, guard, climb)
         if self.is_spread:
-            self.variances[:] = [seen.units.largest()]
-            found = self._guarded(pool, found, seen, guard)
+            self.variances[:] = [seen.units.variances()]
+            again = partial(self._cells, pieces, theta, _Seen())
+            found = self._guarded(pool, found, seen, guard, again)
         inverse = LINKS[link].inverse(found).reshape(len(pool.values), -1)
         places = pool.values
         if LINKS[link].rank == 2:  # an argument may hold one triangle of what the parameter holds whole
@@ -168,20 +170,27 @@ class Pooled:
         """Which values have data and may move, shape (G,)."""
         return (seen.counts > 0) & torch.isin(pool.values, self.movable).any(1)
 
-    def _guarded(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard) -> Tensor:
+    def _guarded(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard, again: Again) -> Tensor:
         """The values, none of them collapsed."""
         kind, name, _ = self.key
         data, spoken_of = self.variances[0], self._spoken_of(pool, seen)
         if guard.floor:
-            lifted = held(found, data, lambda: found.nan_to_num(0.0) @ found.nan_to_num(0.0).mT)
+            lifted = held(found, data.base, lambda: _covariance(again()))
             return torch.where(spoken_of.reshape(-1, *[1] * (found.dim() - 1)), lifted, found)
-        narrow = is_narrow(found, data, guard.dtype) & spoken_of
+        narrow = is_narrow(found, data.most, guard.dtype) & spoken_of
         if bool(narrow.any()):
             g = int(narrow.nonzero()[0, 0])
             value = found[g] if found.dim() == 1 else found[g].diagonal().abs().amin()
             element = int(pool.values[g, 0])
             raise collapsed(kind.__name__, name, element, float(value), float(seen.counts[g]), guard.coordinates)
         return found
+
+
+def _covariance(pieces: Iterable[tuple[Any, Cells]]) -> Tensor:
+    """Of each value of a matrix, what its data have about their locations."""
+    found = in_pieces(lambda family, cells: family.covariance(cells), pieces)
+    assert found is not None
+    return found
 
 
 @dataclass(frozen=True)
@@ -264,13 +273,13 @@ class _Units:
             self.parts.append((found, used))
         return self
 
-    def largest(self) -> Tensor:
-        """Of the data behind each value, the largest variance among its sites, shape (G,) or (G, D)."""
-        found = [
-            torch.where(used.reshape(-1, *[1] * seen.squares.dim()), seen.squares / seen.count.clamp_min(1), 0.0)
-            for seen, used in self.parts
-        ]
-        return torch.stack(found).amax(0)
+    def variances(self) -> Variances:
+        """Of the data behind each value, site by site; zero of a value that no site uses."""
+        used = torch.stack([used for _, used in self.parts])
+        found = torch.stack([seen.squares / seen.count.clamp_min(1) for seen, _ in self.parts]).unsqueeze(1)
+        used = used.reshape(*used.shape, *[1] * (found.dim() - 2))
+        least = torch.where(used, found, torch.inf).amin(0)
+        return Variances(torch.where(used.any(0), least, 0.0), torch.where(used, found, 0.0).amax(0))
 
 
 def _present(factor: ElementFactor) -> Tensor:

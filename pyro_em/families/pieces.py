@@ -1,15 +1,15 @@
-"""The solution of a family for data that are never in memory all at once."""
+"""Solutions of families for data that are never in memory all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from pyro_em.families.base import Cells, Family
 
-__all__ = ["solve_in_pieces"]
+__all__ = ["in_pieces"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class _Told(Cells):
         return next(self.sums)
 
 
-def solve_in_pieces(name: str, pieces: Iterable[tuple[Family, Cells]]) -> Tensor | None:
-    """What ``family.solve(name, cells)`` gives for the cells of all pieces together, one of them in memory at a time.
+Solution = Callable[[Family, Cells], Tensor | None]
+
+
+def in_pieces(solution: Solution, pieces: Iterable[tuple[Family, Cells]]) -> Tensor | None:
+    """What the solution gives for the cells of all pieces together, one of them in memory at a time.
 
     A solution is a function of pools over its cells, and pools of pieces add up: it is found once for each piece, and
     once more from the totals.
@@ -45,10 +48,9 @@ def solve_in_pieces(name: str, pieces: Iterable[tuple[Family, Cells]]) -> Tensor
     totals: list[Tensor] = []
     for family, cells in pieces:
         heard = _Heard(cells.stats, cells.args, cells.group, cells.size)
-        found = family.solve(name, heard)
-        if found is None:
+        if solution(family, heard) is None:
             return None
         totals = [a + b for a, b in zip(totals, heard.sums, strict=True)] if totals else heard.sums
         last = family, cells
     family, cells = last
-    return family.solve(name, _Told(cells.stats, cells.args, cells.group, cells.size, None, iter(totals)))
+    return solution(family, _Told(cells.stats, cells.args, cells.group, cells.size, None, iter(totals)))
