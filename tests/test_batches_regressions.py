@@ -240,11 +240,11 @@ def test_a_family_solves_in_pieces(kind):
     width = family.coefficients(**example.args).shape[-1]
     stats = torch.rand(3, width, dtype=torch.float64).square().cumsum(-1)
     group = torch.tensor([0, 0, 1])
-    for argument in (a for a in family.args if a.rank == 0):
-        whole = family.solve(argument.name, Cells(stats, example.args, group, 2))
+    for name in (a.name for a in family.args if a.rank == 0):
+        whole = family.solve(name, Cells(stats, example.args, group, 2))
         parts = [slice(1), slice(1, 3)]
         pieces = [(family, Cells(stats[p], {n: a[p] for n, a in example.args.items()}, group[p], 2)) for p in parts]
-        found = in_pieces(lambda f, c: f.solve(argument.name, c), pieces)
+        found = in_pieces(lambda f, c, name=name: f.solve(name, c), pieces)
         assert (found is None) == (whole is None)
         if whole is not None:
             torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12, equal_nan=True)

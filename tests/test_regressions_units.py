@@ -63,8 +63,7 @@ def test_units_of_covariates_do_not_matter(name, size):
     y = torch.tensor(y, dtype=torch.float64)
     standard = (x - x.mean()) / x.std()
     found, same = (
-        fit(model, design(v, degree), y, strategy=EM(tol=1e-6, batch_size=size), progress=False)
-        for v in (x, standard)
+        fit(model, design(v, degree), y, strategy=EM(tol=1e-6, batch_size=size), progress=False) for v in (x, standard)
     )
     assert found.converged and found.objective == pytest.approx(same.objective, abs=1e-5)
     assert not {"gradient", "statistics"} & set(found.explain()["owner"])

@@ -188,7 +188,12 @@ class Pooled:
 
 def _covariance(pieces: Iterable[tuple[Any, Cells]]) -> Tensor:
     """Of each value of a matrix, what its data have about their locations."""
-    found = in_pieces(lambda family, cells: family.covariance(cells), pieces)
+
+    def of_cells(family: Any, cells: Cells) -> Tensor | None:
+        found: Tensor = family.covariance(cells)
+        return found
+
+    found = in_pieces(of_cells, pieces)
     assert found is not None
     return found
 

@@ -20,8 +20,8 @@ class NegativeBinomial:
     """NegativeBinomial(total_count, probs): successes of probability ``probs`` before ``total_count`` failures.
 
     log Gamma(r + x) - log Gamma(r) = sum_j 1[x > j] log(r + j), taken together between two counts that were seen, makes
-    it linear in the features. probs = sum x over sum (x + r N); the total count r takes Newton's method. Conjugate: Beta
-    on probs.
+    it linear in the features. probs = sum x over sum (x + r N); the total count r takes Newton's method. Conjugate:
+    Beta on probs.
 
     Attributes:
         levels: the positive counts that :meth:`features` can represent, in order.
@@ -55,10 +55,11 @@ class NegativeBinomial:
         return value
 
     def features(self, x: Tensor) -> Tensor:
-        if not bool(self.holds(x).all()):
+        known = self.holds(x)
+        if not bool(known.all()):
             raise ValueError(
-                f"These statistics of NegativeBinomial hold the {len(self.levels)} positive counts seen when the family "
-                f"was made. Got a count of {int(x[~self.holds(x)].max())}. Join it with the family of the new data."
+                f"These statistics of NegativeBinomial hold {len(self.levels)} positive counts, those seen when the "
+                f"family was made. Got a count of {int(x[~known].max())}. Join it with the family of the new data."
             )
         levels = torch.tensor(self.levels, dtype=x.dtype, device=x.device).reshape(-1, *[1] * x.dim())
         return torch.cat([(x >= levels).to(x.dtype), x.unsqueeze(0)])
