@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.distributions.constraints import simplex, unit_interval
+from pyro.distributions.constraints import positive, simplex, unit_interval
 from shared.rows import bayesian, chains, counts, f64, gated, mixture, regimes, regressions
 
 from pyro_em import EM, SVI, GradientMStep, KMeans, RandomDraws, RandomResponsibilities, fit
@@ -248,3 +248,32 @@ def test_weights_without_a_plate():
 
     with pytest.raises(ValueError, match="weights"):
         run(model, X, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("slope", [False, True])
+@pytest.mark.parametrize("size", [None, 13])
+def test_a_row_of_no_weight_may_hold_anything(slope, size):
+    """It sets neither the centre of the data nor their unit."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    y += 3.0 * (torch.rand(60, generator=generator) < 0.5) + 0.5 * x
+    weights = torch.ones(60, dtype=torch.float64)
+    weights[3] = 0.0
+
+    def model(x, y):
+        locs = pyro.param("locs", torch.tensor([0.0, 2.5], dtype=torch.float64))
+        scales = pyro.param("scales", torch.ones(2, dtype=torch.float64), constraint=positive)
+        b = pyro.param("b", torch.tensor(0.1, dtype=torch.float64)) if slope else 0.0
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(0.4)).long()
+            pyro.sample("y", dist.Normal(locs[z] + b * x, scales[z]), obs=y)
+
+    def reached(value):
+        data = torch.where(weights > 0, y, value)
+        return fit(model, x, data, strategy=EM(tol=1e-8, batch_size=size), weights=weights, progress=False)
+
+    plain = reached(0.0)
+    for value in (-99999.0, 1e8):
+        found = reached(value)
+        assert found.status is plain.status
+        assert found.objective == pytest.approx(plain.objective, abs=1e-9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from pyro_em.graph.build import datum_weights, site_scale
 from pyro_em.graph.factor import together
 from pyro_em.probing import Affine, Opaque, Probed, ProbedSite, SiteParts
 from pyro_em.probing.condensed import AllBatches
+from pyro_em.probing.weight import of_weight
 
 __all__ = ["Plan", "connected", "known_sites", "make_plan"]
 
@@ -85,6 +86,7 @@ def make_plan(
     weights = datum_weights({n: nodes[n] for s in probed.sites.values() for n in s.members})
     weights = together(weights, plate_weights)
     _check_weights(probed, weights)
+    known = [replace(s, parts=of_weight(s.parts, weights)) if isinstance(s.parts, SiteParts) else s for s in known]
     model = tensor_model(known, coordinates, scales, weights, by_element, union)
     known_priors = [n for n, params in probed.priors.items() if counts_priors and not params]
     priors = {n: prior for n in known_priors if not (prior := Prior(n, nodes[n])).is_flat}

@@ -27,6 +27,7 @@ from pyro_em.probing.reread import are_explained, are_of_a_kind, reread
 from pyro_em.probing.runs import Run, run
 from pyro_em.probing.sites import as_independent
 from pyro_em.probing.trim import trimmed
+from pyro_em.probing.weight import of_weight
 
 __all__ = ["Reader", "open_reader"]
 
@@ -67,7 +68,7 @@ class Reader:
             ModelError: the batch is not what it was in the pass before.
         """
         read = self._read(share)
-        parts = self._parts(read)
+        parts = self._parts(read, share)
         draws = [self.draw(share, values) for values in self.distinct] if self.varying else []
         if parts is None or any(d is None for _, d in draws):
             raise ModelError("A batch has other sites than it had in the pass before; the data must not change.")
@@ -97,7 +98,7 @@ class Reader:
             seen = self._run(share, False)
         finally:
             self.space.restore(here)
-        return seen.theta, self._parts(seen)
+        return seen.theta, self._parts(seen, share)
 
     def _run(self, share: Share, first: bool) -> Run:
         program, data = share.inference.program, (share.args, share.kwargs)
@@ -108,7 +109,7 @@ class Reader:
         """Whether some argument is affine."""
         return any(isinstance(r, Affine) for s in self.known.values() for r in s.routes.values())
 
-    def _parts(self, read: Run) -> Parts | None:
+    def _parts(self, read: Run, share: Share) -> Parts | None:
         """The known sites of a run taken apart; ``None`` where they are others than the first batch's."""
         found = {}
         for name, known in self.known.items():
@@ -119,7 +120,7 @@ class Reader:
                 (parts,) = as_independent([parts])
             if type(parts.family) is not type(known.parts.family):
                 return None
-            found[name] = parts
+            found[name] = of_weight(parts, share.weights)
         return found
 
 
