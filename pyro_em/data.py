@@ -24,10 +24,16 @@ class Batch:
 
     def one_row_more(self) -> Batch:
         """The same batch with its first row repeated at the end."""
-        rows = torch.arange(self.size + 1) % self.size
+        return self._taken(torch.arange(self.size + 1) % self.size)
+
+    def head(self, rows: int) -> Batch:
+        """Its first rows."""
+        return self._taken(torch.arange(min(rows, self.size)))
+
+    def _taken(self, rows: Tensor) -> Batch:
         args = tuple(_rows(a, rows) if _length(a) == self.size else a for a in self.args)
         kwargs = {k: _rows(v, rows) if _length(v) == self.size else v for k, v in self.kwargs.items()}
-        return Batch(args, kwargs, self.size + 1)
+        return Batch(args, kwargs, len(rows))
 
 
 @dataclass(frozen=True)

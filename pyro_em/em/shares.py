@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_em.data import Batch, Batches
 from pyro_em.em.checks import Prepared
+from pyro_em.em.independence import refuse_dependence
 from pyro_em.em.inference import ExactInference
 from pyro_em.errors import ModelError
 from pyro_em.graph import FactorGraph, Intervention, Program
@@ -95,7 +96,7 @@ def open_stream(batches: Batches, prepared: Prepared, weights: Mapping[str, Tens
     """Find the plates that hold a batch.
 
     Raises:
-        ModelError: a density outside of them, which every batch would count anew.
+        ModelError: a density outside of them, which every batch would count anew; rows that depend on each other.
     """
     program, first = prepared.inference.program, next(batches.in_order())
     small, large = (_plates(program, prepared, b) for b in (first, first.one_row_more()))
@@ -106,6 +107,7 @@ def open_stream(batches: Batches, prepared: Prepared, weights: Mapping[str, Tens
                 f"Site {name!r} lies outside the plates that hold a batch, so every batch would count it again. Put "
                 "it into the data's plate, or fit without batch_size and DataLoader."
             )
+    refuse_dependence(prepared, first)
     return Stream(batches, growing, weights, prepared.inference)
 
 
