@@ -26,8 +26,8 @@ class Status(Enum):
     )
     NON_FINITE = (
         "The objective or its gradient became infinite or NaN and the last good parameters were kept; "
-        "look for a collapsing scale or a prior of unbounded density (a concentration below 1), or lower the learning "
-        "rate."
+        "look for a collapsing scale, a prior of unbounded density (a concentration below 1) or data on the edge of a "
+        "Gamma or Beta, or lower the learning rate."
     )
     ROUNDING = (
         "Gains fell below what the arithmetic can resolve before they fell below `tol`; "

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_em.compiled.evaluate import ALL
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.graph import Factor, FactorGraph, clique_posteriors, informed_weights
+from pyro_em.graph.chain import components
 
 __all__ = ["General", "connected"]
 
@@ -55,12 +56,5 @@ class General:
 
 def connected(factors: Sequence[AnyFactor]) -> list[list[AnyFactor]]:
     """Factors grouped by the latents they share, in the model's order."""
-    groups: list[tuple[set[str], list[AnyFactor]]] = []
-    for factor in factors:
-        names = {v.name for v in factor.scope} if factor.stack is None else {factor.stack.frames.tracks[0]}
-        meeting = [g for g in groups if g[0] & names]
-        rest = [g for g in groups if not g[0] & names]
-        names = names.union(*(g[0] for g in meeting))
-        groups = [*rest, (names, [f for g in meeting for f in g[1]] + [factor])]
-    order = {id(f): i for i, f in enumerate(factors)}
-    return [sorted(members, key=lambda f: order[id(f)]) for _, members in groups]
+    names = [[v.name for v in f.scope] if f.stack is None else [f.stack.frames.tracks[0]] for f in factors]
+    return [[factors[i] for i in members] for members in components(names)]

@@ -221,12 +221,15 @@ def implied(link: str, domain: Any, constraint: Any) -> bool:
         return False
     unit = getattr(domain, "upper_bound", None) is not None
     if unit and link == "identity":
-        whole = (getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)) == (0.0, 1.0)
-        return whole or _positive(constraint)
+        return (_is_bound(constraint, "lower", 0.0) and _is_bound(constraint, "upper", 1.0)) or _positive(constraint)
     return _positive(constraint)
 
 
 def _positive(constraint: Any) -> bool:
-    bounded = getattr(constraint, "upper_bound", None) is not None
-    lower = getattr(constraint, "lower_bound", None)
-    return lower is not None and bool((torch.as_tensor(lower) == 0).all()) and not bounded
+    return _is_bound(constraint, "lower", 0.0) and getattr(constraint, "upper_bound", None) is None
+
+
+def _is_bound(constraint: Any, side: str, value: float) -> bool:
+    """Whether all elements have this bound, which may be a number or a tensor."""
+    bound = getattr(constraint, f"{side}_bound", None)
+    return bound is not None and bool((torch.as_tensor(bound) == value).all())

@@ -233,7 +233,7 @@ def _starts_alike(problem: Problem, data: Arguments, seen: Survey) -> bool:
 
 def _check_global(name: str, seen: Survey) -> None:
     site = seen.site(name)
-    kind = type(_innermost(site["fn"])).__name__
+    kind = type(core_of(site["fn"]).fn).__name__
     if getattr(site["fn"].support, "is_discrete", False):
         raise ModelError(
             f"EM sums out latents with finite support, one at a time. Site {name!r} is a discrete latent ({kind}"
@@ -247,12 +247,6 @@ def _check_global(name: str, seen: Survey) -> None:
             f"EM sums out latents with finite support. Site {name!r} is {kind}. Give it a guide with "
             f"strategy=SVI(guide), or point-estimate it by moving it out of plate {plate!r}."
         )
-
-
-def _innermost(fn: object) -> object:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
 
 
 def _event(site: Site) -> str:

@@ -18,7 +18,7 @@ def is_near_edge(value: Tensor, constraint: Any) -> bool:
         constraint = constraint.base_constraint
     if constraint is constraints.simplex:
         low, high = 0.0, 1.0
-    elif isinstance(constraint, constraints.interval):
+    elif isinstance(constraint, constraints.interval | constraints.half_open_interval):
         low, high = constraint.lower_bound, constraint.upper_bound
     else:
         return False

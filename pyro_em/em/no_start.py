@@ -16,14 +16,15 @@ __all__ = ["no_start"]
 
 def no_start(objective: float, problem: Problem) -> StartError:
     """What to say of a start whose objective is no number."""
-    if objective == math.inf:
+    if objective > 0:
         return StartError(
-            "The objective at the start is inf: the density of a prior is unbounded there (a concentration below 1, at "
-            "the edge of its support), so that there is no maximum to climb to. Give the priors concentrations of at "
-            "least 1, or leave them out with EM(priors=False)."
+            "The objective at the start is inf: a density is unbounded there (that of a prior with a concentration "
+            "below 1, at the edge of its support, or that of a datum of exactly zero under a Gamma, of zero or one "
+            "under a Beta), so that there is no maximum to climb to. Give priors concentrations of at least 1, or leave "
+            "them out with EM(priors=False); move data off the edge, or give them a component of their own."
         )
     return StartError(
-        f"The objective at the start is {objective}. No step can improve on it: check the data for values outside the "
+        f"The objective at the start is {-math.inf if objective < 0 else math.nan}. No step can improve on it: check the data for values outside the "
         f"support, and give init= values under which every datum is possible.{_holes(problem)}"
     )
 

@@ -7,7 +7,6 @@ objective (Dempster, Laird & Rubin 1977, theorem 1), and one that does is undone
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,6 +30,8 @@ from pyro_em.status import Status
 from pyro_em.strategy import Evaluation, ObjectiveKind, StepInfo
 
 __all__ = ["EM", "EMState"]
+
+UNBOUNDED = 1e28  # nats: densities of zero or infinity are kept finite, at ten to the thirty times some number
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class EM:
             itself=opened.itself,
             is_short=self.restarts > 1 and problem.attempt is not None,
         )
-        if not math.isfinite(state.objective):
+        if not abs(state.objective) < UNBOUNDED:
             raise no_start(state.objective, problem)
         return state if engine.has_free else replace(state, status=Status.CONVERGED)
 
@@ -222,7 +223,7 @@ class EM:
             return new  # under a new subsample, neither a fall nor a gain can be told from noise
         noise = rounding(old.objective, old.engine.dtype)
         gain = new.objective - old.objective
-        if gain != gain or new.objective == float("inf"):
+        if gain != gain or new.objective >= UNBOUNDED:
             old.engine.move(before)
             return replace(old, step=new.step, status=Status.NON_FINITE)
         if gain < -noise and gain < -noise - old.engine.slack(old.expectation):

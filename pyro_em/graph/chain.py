@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -146,8 +146,8 @@ def _split(factors: tuple[Sized, ...]) -> tuple[tuple[Chain, ...], tuple[int, ..
     return tuple(chains), tuple(sorted(rest))
 
 
-def components(scopes: Sequence[Sequence[Variable]]) -> list[list[int]]:
-    """Positions of scopes, grouped by the variables that connect them."""
+def components(scopes: Sequence[Sequence[Hashable]]) -> list[list[int]]:
+    """Positions of scopes, grouped by the variables (or their names) that connect them."""
     root = list(range(len(scopes)))
 
     def find(i: int) -> int:
@@ -156,7 +156,7 @@ def components(scopes: Sequence[Sequence[Variable]]) -> list[list[int]]:
             i = root[i]
         return i
 
-    first: dict[Variable, int] = {}
+    first: dict[Hashable, int] = {}
     for i, scope in enumerate(scopes):
         for v in scope:
             one, other = sorted((find(first.setdefault(v, i)), find(i)))

@@ -99,7 +99,7 @@ def _inside(leaf: Leaf, u: Tensor, signs: Tensor) -> Tensor:
     if constraint is constraints.simplex:
         weights = 0.3 + u
         return weights / weights.sum(-1, keepdim=True)
-    if isinstance(constraint, constraints.interval):
+    if isinstance(constraint, constraints.interval | constraints.half_open_interval):
         low, high = constraint.lower_bound, constraint.upper_bound
         return low + (0.1 + 0.8 * u) * (high - low)
     bound = getattr(constraint, "lower_bound", None)
