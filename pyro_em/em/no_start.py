@@ -20,11 +20,12 @@ def no_start(objective: float, problem: Problem) -> StartError:
         return StartError(
             "The objective at the start is inf: a density is unbounded there (that of a prior with a concentration "
             "below 1, at the edge of its support, or that of a datum of exactly zero under a Gamma, of zero or one "
-            "under a Beta), so that there is no maximum to climb to. Give priors concentrations of at least 1, or leave "
-            "them out with EM(priors=False); move data off the edge, or give them a component of their own."
+            "under a Beta), so that there is no maximum to climb to. Give priors concentrations of at least 1, or "
+            "leave them out with EM(priors=False); move data off the edge, or give them a component of their own."
         )
+    shown = -math.inf if objective < 0 else math.nan  # impossible data are kept finite, a long way down
     return StartError(
-        f"The objective at the start is {-math.inf if objective < 0 else math.nan}. No step can improve on it: check the data for values outside the "
+        f"The objective at the start is {shown}. No step can improve on it: check the data for values outside the "
         f"support, and give init= values under which every datum is possible.{_holes(problem)}"
     )
 

@@ -20,8 +20,8 @@ NAMES = """
     Add Sub Rsub Mul Div Neg Mm Bmm Mv Dot Addmm Addmv Addbmm Baddbmm Sum Mean Index IndexSelect Select Slice Gather
     Take TakeAlongDim View UnsafeView ReshapeAlias ViewAs Permute Transpose T AsStrided Expand Squeeze Unsqueeze Cat
     Stack Clone ToCopy Copy CopySlices CopyBackwards Diagonal DiagEmbed Diag Tril Triu Cumsum Cumprod Prod Repeat
-    Alias Unbind Split SplitWithSizes Flip Roll Unfold Exp Expm1 Log Log1P Softplus Sigmoid LogSigmoid LogSigmoidForward Sqrt
-    Rsqrt Pow Reciprocal Softmax LogSoftmax SafeSoftmax Logsumexp Tanh LinalgCholeskyEx Cholesky CholeskyInverse
+    Alias Unbind Split SplitWithSizes Flip Roll Unfold Exp Expm1 Log Log1P Softplus Sigmoid LogSigmoid LogSigmoidForward
+    Sqrt Rsqrt Pow Reciprocal Softmax LogSoftmax SafeSoftmax Logsumexp Tanh LinalgCholeskyEx Cholesky CholeskyInverse
     CholeskySolve LinalgSolveTriangular LinalgInvEx LinalgSolveEx LinalgMatrixExp LinalgSlogdet Lgamma Digamma Erf Sin
     Cos NativeLayerNorm ConstantPadNd Zeros Ones AccumulateGrad RepeatInterleave Tensordot Linear Movedim Where
     MaskedFill Meshgrid Embedding IndexPut SliceScatter SelectScatter Fill Masked Trace Outer Ger Einsum Kron
