@@ -44,7 +44,8 @@ def fit(
     Args:
         model: any Pyro model, unchanged: no ``config_enumerate``, no ``max_plate_nesting``.
         *args, **kwargs: handed to the model as they are. One positional argument may be a
-            ``torch.utils.data.DataLoader`` whose batches are unpacked into the model's arguments.
+            ``torch.utils.data.DataLoader`` whose batches are unpacked into the model's arguments. It must show all of
+            its data set, in order or shuffled; what ``drop_last=True`` leaves out, only steps of SVI do without.
         strategy: ``EM(...)`` or ``SVI(guide, ...)``.
         seed: start of the fit's own random stream; ``None`` copies the caller's present state.
         init: starting values by name, or an earlier result of any strategy (names it shares with the model are used);
@@ -62,7 +63,8 @@ def fit(
     Raises:
         ModelError: the strategy cannot treat the model; the message names the site and the way out.
         StartError: starting values that cannot be used.
-        ValueError: weights for a strategy that takes none, or that do not fit the data.
+        ValueError: weights for a strategy that takes none, or that do not fit the data; a loader with a sampler of its
+            own.
         TypeError: ``strategy`` is not a strategy object.
 
     >>> import pyro, torch, pyro.distributions as dist
