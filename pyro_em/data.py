@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,8 +118,10 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
                 "batch_size= and a DataLoader both set the batch; give batch_size to the DataLoader alone."
             )
         check_loader(args[at])
-        total = len(args[at].dataset)
-        return Batches(args, kwargs, total, min(getattr(args[at].batch_sampler, "batch_size", 1), total), at)
+        total, sampler = len(args[at].dataset), args[at].batch_sampler
+        if sampler is None:
+            return _counted(Batches(args, kwargs, total, 1, at))
+        return Batches(args, kwargs, total, min(sampler.batch_size, total), at)
     if batch_size is None:
         return None
     arrays = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor | np.ndarray) and a.ndim]
@@ -129,6 +131,12 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     sliced: frozenset[int | str] = frozenset(k for k, a in named if _length(a) == rows)
     return Batches(args, kwargs, rows, min(batch_size, rows), None, sliced)
+
+
+def _counted(batches: Batches) -> Batches:
+    """Batches of a data set whose items are whole batches; their rows, which its length does not tell, are counted."""
+    sizes = [batch.size for batch in batches.in_order()]
+    return replace(batches, total=sum(sizes), batch_size=max(sizes))
 
 
 def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Batch | None:

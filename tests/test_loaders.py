@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from batch_cases import N, agree, data, mixture, run
@@ -93,3 +95,40 @@ def test_nothing_is_left():
     with refused(ValueError, f"drop_last=True leaves out its {N} data"):
         fit(mixture, loader(100), strategy=SVI(max_steps=2), progress=False)
     agree(run(mixture, loader(100), max_steps=3), run(mixture, data(), max_steps=3))
+
+
+# A data set of whole batches ------------------------------------------------------------------------------
+
+
+def mean(x):
+    m = pyro.sample("m", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(m, 1.2), obs=x)
+
+
+def guide(x):
+    loc = pyro.param("loc", torch.zeros((), dtype=torch.float64))
+    scale = pyro.param("scale", torch.full((), 0.3, dtype=torch.float64), constraint=dist.constraints.positive)
+    pyro.sample("m", dist.Normal(loc, scale))
+
+
+@pytest.mark.parametrize("sizes", [(50, 50, 50, 50), (20, 80, 30, 70)], ids=["alike", "unlike"])
+def test_rows_of_whole_batches_count(sizes):
+    """The posterior of the mean has precision 1 / 4 + 200 / 1.44; with N = 4 batches its deviation came out at 0.5."""
+    x = data(200)
+    loader = DataLoader([(part,) for part in x.split(sizes)], batch_size=None, shuffle=True)
+    batches = open_batches((loader,), {}, None)
+    assert batches is not None and (batches.total, batches.batch_size) == (200, max(sizes))
+    assert torch.equal(batches.whole()[0][0], x)
+    optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.97})
+    strategy = SVI(guide, optim=optim, max_epochs=120, patience=None, num_particles=5)
+    found = fit(mean, loader, strategy=strategy, seed=0, progress=False)
+    precision = 1 / 4 + 200 / 1.44
+    assert found.params["scale"].item() == pytest.approx(precision**-0.5, rel=0.05)
+    assert found.params["loc"].item() == pytest.approx(x.sum().item() / 1.44 / precision, abs=0.03)
+
+
+def test_em_on_whole_batches():
+    x = data()
+    loader = DataLoader(list(x.split([10, 30, 20])), batch_size=None)
+    agree(run(mixture, loader, max_steps=3, tol=0), run(mixture, x, max_steps=3, tol=0))
