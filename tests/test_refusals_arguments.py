@@ -209,6 +209,33 @@ def test_guide_of_a_mixture_with_a_latent_of_its_own():
         fit(mixture, X, strategy=SVI(guide), progress=False)
 
 
+def labelled(x, y):
+    """A label for each datum, and a slope for all."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        label = pyro.sample("label", dist.Bernoulli(0.5), obs=y)
+        pyro.sample("x", dist.Normal(slope * label, 1.0), obs=x)
+
+
+def labelling_guide(x, y, **infer):
+    pyro.sample("slope", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("label", dist.Bernoulli(0.5), infer=infer)
+
+
+@pytest.mark.parametrize("elbo", [None, pyro.infer.Trace_ELBO()], ids=["chosen", "given"])
+def test_guide_that_samples_what_the_model_observes(elbo):
+    """The bound was too large by the labels' entropy, log 2 each."""
+    with refused(ModelError, r"samples \['label'\], which the model observes.*is_auxiliary"):
+        fit(labelled, X, X.sign().relu(), strategy=SVI(labelling_guide, elbo=elbo), progress=False)
+
+
+def test_guide_that_marks_such_a_draw_as_its_own():
+    guide = partial(labelling_guide, is_auxiliary=True)
+    result = fit(labelled, X, X.sign().relu(), strategy=SVI(guide, max_steps=2), progress=False)
+    assert result.n_steps == 2
+
+
 @pytest.mark.parametrize("data", ["tensor", "loader"])
 def test_no_automatic_guide_for_minibatches_of_local_latents(data):
     strategy, data = (SVI(batch_size=2), X) if data == "tensor" else (SVI(), loader())
