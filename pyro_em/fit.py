@@ -9,13 +9,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_em.params import ParamSpace
 from pyro_em.problem import Problem
-from pyro_em.restarts import run_all
+from pyro_em.restarts import Record, run_all
 from pyro_em.result import FitResult
 from pyro_em.rng import isolated_rng
 from pyro_em.status import Status
@@ -52,8 +54,9 @@ def fit(
             ``None`` starts from the model's own.
         weights: under EM, how often each datum counts: one number, not negative, for each element of the outermost data
             plate, or a mapping from the name of a plate. A weight of two is a datum that is there twice.
-        callbacks: called with each step's :class:`StepInfo`; one that returns ``True`` stops the fit. Under EM the
-            parameters live outside of Pyro's store until the fit is over.
+        callbacks: called with each step's :class:`StepInfo`; one that returns ``True`` stops the fit, further restarts
+            included, and the best so far is kept. Under EM the parameters live outside of Pyro's store until the fit is
+            over.
         progress: a progress bar; ``None`` shows one for fits of more than a second, ``False`` is silence.
 
     Returns:
@@ -128,24 +131,32 @@ def _loop(
     problem: Problem,
     state: Any,
     most: int | None,
-    rows: list[StepInfo],
+    record: Record,
 ) -> Any:
-    """Step until a stopping rule speaks, writing every step into ``rows``; the state at the end."""
+    """Step until a stopping rule or a callback speaks, recording every step; the state at the end."""
     if state.objective is not None:
-        rows.append(StepInfo(0, state.objective, time.perf_counter() - began))
+        record.add(StepInfo(0, state.objective), time.perf_counter() - began)
     step = 0
     cap = min(math.inf if limit is None else limit for limit in (strategy.max_steps, most))
     with tqdm(total=strategy.max_steps, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
         while state.status is Status.RUNNING and step < cap:
             state, info = strategy.step(problem, state)
-            info = replace(info, seconds=time.perf_counter() - began)
             step = info.step
-            rows.append(info)
+            info = record.add(info, time.perf_counter() - began)
             bar.update()
             if not bar.disable:
                 bar.set_postfix(objective=f"{info.objective:.6g}", refresh=False)
-            if any([callback(info) is True for callback in callbacks]):
-                state = replace(state, status=Status.STOPPED)
+            if any([_is_yes(callback(info)) for callback in callbacks]):
+                record.asked = True
+                break
+    if record.asked and state.status is Status.RUNNING:
+        state = replace(state, status=Status.STOPPED)
     if state.status is Status.RUNNING:
         state = replace(state, status=Status.MAX_STEPS)
     return state
+
+
+def _is_yes(answer: Any) -> bool:
+    """Whether a callback says ``True``, be it Python's, numpy's or torch's; nothing else stops a fit."""
+    truths = isinstance(answer, bool | np.bool_) or (isinstance(answer, Tensor) and answer.dtype is torch.bool)
+    return truths and bool(answer)
