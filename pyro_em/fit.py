@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_em.errors import StartError
 from pyro_em.params import ParamSpace
 from pyro_em.problem import Problem
 from pyro_em.restarts import Record, run_all
@@ -65,7 +66,7 @@ def fit(
 
     Raises:
         ModelError: the strategy cannot treat the model; the message names the site and the way out.
-        StartError: starting values that cannot be used.
+        StartError: starting values that cannot be used, or an earlier result that shares no name with the model.
         ValueError: weights for a strategy that takes none, or that do not fit the data; a loader with a sampler of its
             own.
         TypeError: ``strategy`` is not a strategy object.
@@ -118,9 +119,20 @@ def fit(
 
 def _start(space: ParamSpace, init: Mapping[str, Tensor] | FitResult | None) -> None:
     if isinstance(init, FitResult):
+        _refuse_strange(space, init)
         space.start_from(init.params, strict=False)
     elif init is not None:
         space.start_from(init)
+
+
+def _refuse_strange(space: ParamSpace, init: FitResult) -> None:
+    """Refuse an earlier result that shares no name with the model: the fit would begin elsewhere without a word."""
+    names = sorted(space.leaves())
+    if init.params.keys() != set(names) and not init.params.keys() & set(names):
+        raise StartError(
+            f"init= is a result whose parameters {sorted(init.params)} are none of the model's, {names}. Give a result "
+            "of this model, or a mapping from the model's names to values."
+        )
 
 
 def _loop(

@@ -54,6 +54,33 @@ def test_init(init, match, strategy):
         fit(mixture, X, strategy=strategy, init={"loc": torch.ones(2), **init}, progress=False)
 
 
+def one_normal(x):
+    loc = pyro.param("centre", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+@BOTH
+def test_init_by_a_result_of_another_model(strategy):
+    """No name of it fits: the fit began at the model's own start."""
+    other = fit(one_normal, X, strategy=EM(), progress=False)
+    with refused(StartError, r"\['centre'\] are none of the model's, \['loc', 'scale', 'weights'\]"):
+        fit(mixture, X, strategy=strategy, init=other, progress=False)
+
+
+@BOTH
+def test_init_by_a_result_that_shares_some_names(strategy):
+    def wider(x):
+        pyro.param("others", torch.zeros(2))
+        mixture(x)
+
+    init = {"loc": torch.tensor([-3.0, 3.0]), "scale": torch.tensor(2.0)}
+    other = fit(wider, X, strategy=EM(max_steps=0), init=init, progress=False)
+    found = fit(mixture, X, strategy=type(strategy)(max_steps=0), init=other, progress=False)
+    assert found.params["loc"].tolist() == pytest.approx([-3.0, 3.0]) and "others" not in found.params
+    assert found.params["scale"].item() == pytest.approx(2.0)
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("name", "value"),
