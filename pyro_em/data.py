@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_em.errors import ModelError, StartError
 from pyro_em.loaders import check_loader, find_loader, is_plain_loader, reread
 
-__all__ = ["Batch", "Batches", "copied", "dense", "first_rows", "is_plain", "open_batches", "whole"]
+__all__ = ["Batch", "Batches", "copied", "dense", "first_rows", "hinting", "is_plain", "open_batches", "whole"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,26 @@ def whole(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
 def _in_memory(value: Any) -> Any:
     """A ``numpy.memmap`` as the tensor that a model expects; anything else as it is."""
     return torch.from_numpy(np.array(value)) if isinstance(value, np.memmap) else value
+
+
+@contextmanager
+def hinting(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Where the model fails in the body of the ``with``, note which arguments are arrays where Pyro takes tensors.
+
+    They are not converted: a model may well want them as they are, labels of rows for instance.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_refusal = isinstance(error, ModelError | StartError) and error.__cause__ is None
+        for name, value in () if is_refusal else (*enumerate(args), *kwargs.items()):
+            if isinstance(value, np.ndarray | pd.Series | pd.DataFrame):
+                kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+                error.add_note(
+                    f"Argument {name!r} of the model is a {kind}, and Pyro's distributions take tensors: pass "
+                    f"torch.as_tensor({'x' if isinstance(value, np.ndarray) else 'x.to_numpy()'})."
+                )
+        raise
 
 
 def dense(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_em.data import hinting
 from pyro_em.errors import DegenerateError, StartError
 from pyro_em.problem import Problem
 from pyro_em.status import Status
@@ -110,7 +111,9 @@ def _once(
     problem = replace(problem, attempt=attempt)
     record = Record(attempt)
     try:
-        return loop(problem, strategy.init(problem), cap, record), record
+        with hinting(problem.args, problem.kwargs):
+            state = strategy.init(problem)
+        return loop(problem, state, cap, record), record
     finally:
         rows += record.rows
 

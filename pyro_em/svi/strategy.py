@@ -18,7 +18,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_em.data import open_batches
+from pyro_em.data import open_batches, whole
 from pyro_em.errors import ModelError
 from pyro_em.optim import Optimizer, OptimizerSpec
 from pyro_em.problem import Problem
@@ -110,6 +110,9 @@ class SVI:
     def init(self, problem: Problem) -> SVIState:
         """Check model and guide, choose the bound, and put the start in place."""
         batches = open_batches(problem.args, problem.kwargs, self.batch_size)
+        if batches is None:
+            args, kwargs = whole(problem.args, problem.kwargs)
+            problem = replace(problem, args=args, kwargs=kwargs)
         prepared = prepare(problem, self.guide, self.elbo, self.num_particles, batches, self.fixed)
         leaves = problem.space.free(self.fixed)
         if not leaves:
