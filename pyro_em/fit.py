@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_em.checked import callables
 from pyro_em.errors import StartError
 from pyro_em.params import ParamSpace
 from pyro_em.problem import Problem
@@ -69,7 +70,7 @@ def fit(
         StartError: starting values that cannot be used, or an earlier result that shares no name with the model.
         ValueError: weights for a strategy that takes none, or that do not fit the data; a loader with a sampler of its
             own.
-        TypeError: ``strategy`` is not a strategy object.
+        TypeError: ``strategy`` is not a strategy object; ``init`` has no names; a callback that cannot be called.
 
     >>> import pyro, torch, pyro.distributions as dist
     >>> from pyro_em import EM, fit
@@ -82,18 +83,13 @@ def fit(
     >>> result.converged, round(result.params["p"].item(), 3)
     (True, 0.5)
     """
-    if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("init", "step", "evaluate")):
-        raise TypeError(f"strategy must be a strategy object, EM(), SVI(guide) or one of your own; got {strategy!r}.")
+    _check(strategy, init, weights)
+    callbacks = callables("callbacks", callbacks)
     space = ParamSpace(model, getattr(strategy, "guide", None), args, kwargs)
-    if weights is not None and not getattr(strategy, "takes_weights", False):
-        raise ValueError(
-            f"{type(strategy).__name__} takes no weights=; put the body of the data's plate under poutine.scale, in "
-            "the model and in the guide."
-        )
     problem = Problem(model, args, kwargs, space, lambda: _start(space, init), weights=weights)
     began = time.perf_counter()
     with isolated_rng(seed), space.active():
-        loop = partial(_loop, strategy, tuple(callbacks), progress, began)
+        loop = partial(_loop, strategy, callbacks, progress, began)
         run = run_all(problem, strategy, loop)
         rows, state = run.rows, run.state
         evaluation = strategy.evaluate(problem, state)
@@ -115,6 +111,21 @@ def fit(
         _space=space,
         _inference=state.inference,
     )
+
+
+def _check(strategy: Any, init: Any, weights: Any) -> None:
+    if isinstance(strategy, type) or not all(hasattr(strategy, name) for name in ("init", "step", "evaluate")):
+        raise TypeError(f"strategy must be a strategy object, EM(), SVI(guide) or one of your own; got {strategy!r}.")
+    if init is not None and not isinstance(init, Mapping | FitResult):
+        raise TypeError(
+            f"init must be starting values by name, an earlier result, or None; got {type(init).__name__}. Write "
+            "init={'name': value}."
+        )
+    if weights is not None and not getattr(strategy, "takes_weights", False):
+        raise ValueError(
+            f"{type(strategy).__name__} takes no weights=; put the body of the data's plate under poutine.scale, in "
+            "the model and in the guide."
+        )
 
 
 def _start(space: ParamSpace, init: Mapping[str, Tensor] | FitResult | None) -> None:

@@ -1,4 +1,4 @@
-"""Starts, hyperparameters, data and guides that cannot be used are refused, and nothing changes."""
+"""Starts, data and guides that cannot be used are refused, and nothing changes."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from pyro.distributions.constraints import positive, simplex
 from torch.utils.data import DataLoader, TensorDataset
 from untouched import refused, untouched
 
-from pyro_em import EM, SVI, GradientMStep, ModelError, StartError, Status, fit
+from pyro_em import EM, SVI, ModelError, StartError, Status, fit
 
 X = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 BOTH = pytest.mark.parametrize("strategy", [EM(max_steps=2), SVI(max_steps=2)], ids=["em", "svi"])
@@ -133,46 +133,6 @@ def test_a_failing_model_leaves_nothing_behind(strategy):
 
     with refused(RuntimeError, "the user's own"):
         fit(model, X, strategy=strategy, progress=False, seed=3)
-
-
-# Hyperparameters ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "match"),
-    [
-        (partial(EM, max_steps=-1), ValueError, "max_steps.*-1"),
-        (partial(EM, tol=-1e-3), ValueError, "tol.*-0.001"),
-        (partial(EM, tol=float("nan")), ValueError, "tol.*nan"),
-        (partial(EM, on_decrease="ignore"), ValueError, "on_decrease.*'revert'.*'ignore'"),
-        (partial(EM, m_step="lbfgs"), TypeError, "m_step.*GradientMStep.*str"),
-        (partial(GradientMStep, num_steps=0), ValueError, "num_steps.*0"),
-        (partial(SVI, max_steps=-1), ValueError, "max_steps.*-1"),
-        (partial(SVI, max_epochs=0), ValueError, "max_epochs.*0"),
-        (partial(SVI, batch_size=0), ValueError, "batch_size.*0"),
-        (partial(SVI, patience=0), ValueError, "patience.*0"),
-        (partial(SVI, num_particles=0), ValueError, "num_particles.*0"),
-        (partial(EM, 10), TypeError, "positional"),
-    ],
-)
-def test_hyperparameters(make, error, match):
-    with refused(error, match):
-        make()
-
-
-@pytest.mark.parametrize("optim", [torch.optim.Adam([torch.zeros(1, requires_grad=True)]), "adam", 0.1])
-def test_an_optimiser_of_another_fit(optim):
-    match = r"optim must be.*functools\.partial\(torch\.optim\.Adam, lr=1e-3\).*got"
-    with refused(TypeError, match):
-        fit(mixture, X, strategy=EM(m_step=GradientMStep(optim)), progress=False)
-    with refused(TypeError, match):
-        fit(mixture, X, strategy=SVI(optim=optim), progress=False)
-
-
-@pytest.mark.parametrize("strategy", ["em", EM, None])
-def test_a_strategy_that_is_none(strategy):
-    with refused(TypeError, r"strategy.*EM\(\)"):
-        fit(mixture, X, strategy=strategy, progress=False)
 
 
 # Data -----------------------------------------------------------------------------------------------------
