@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_em.checked import callables
+from pyro_em.data import hinting
 from pyro_em.errors import StartError
 from pyro_em.params import ParamSpace
 from pyro_em.problem import Problem
@@ -163,7 +164,8 @@ def _loop(
     cap = min(math.inf if limit is None else limit for limit in (strategy.max_steps, most))
     with tqdm(total=strategy.max_steps, disable=progress is False, delay=0 if progress else 1, leave=False) as bar:
         while state.status is Status.RUNNING and step < cap:
-            state, info = strategy.step(problem, state)
+            with hinting(problem.args, problem.kwargs):
+                state, info = strategy.step(problem, state)
             step = info.step
             info = record.add(info, time.perf_counter() - began)
             bar.update()

@@ -55,6 +55,20 @@ def test_a_model_that_fails_on_an_array(x, match, strategy):
         fit(mixture, x, strategy=strategy, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+def test_a_step_that_fails_on_an_array():
+    """The first runs, without gradients, pass."""
+
+    def model(x, y):
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(slope * x * z, 1.0), obs=y)
+
+    with pytest.raises((RuntimeError, ModelError), match=r"Argument 0 .* numpy\.ndarray"):
+        run(model, X, data(), max_steps=1)
+
+
 def test_a_posterior_that_fails_on_an_array():
     found = run(mixture, data(), max_steps=1)
     for ask in (found.posterior, found.predict):
