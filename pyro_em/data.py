@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, TensorDataset, default_collate
 
-__all__ = ["Batch", "Batches", "copied", "dense", "find_loader", "first_rows", "is_plain", "open_batches", "whole"]
+from pyro_em.errors import ModelError, StartError
+from pyro_em.loaders import check_loader, find_loader, is_plain_loader, reread
+
+__all__ = ["Batch", "Batches", "copied", "dense", "first_rows", "hinting", "is_plain", "open_batches", "whole"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,21 @@ class Batches:
     sliced: frozenset[int | str] = frozenset()
 
     def epoch(self) -> Iterator[Batch]:
-        """The data once, in random order (a loader: in its own order)."""
+        """The data once, in random order (a loader: in its own order, without the rest that ``drop_last`` leaves out).
+
+        Raises:
+            ValueError: a loader that leaves out all of them.
+        """
         if self.loader is None:
             yield from self._slices(torch.randperm(self.total))
             return
         loader = self.args[self.loader]
-        if _is_plain(loader):  # index whole tensors instead of collating row by row
+        if not len(loader):
+            raise ValueError(
+                f"A step needs a batch; the DataLoader has none, as drop_last=True leaves out its {self.total} data, "
+                "fewer than its batch_size. Lower that, or take all data by drop_last=False."
+            )
+        if is_plain_loader(loader):  # index whole tensors instead of collating row by row
             for rows in loader.batch_sampler:
                 index = torch.as_tensor(rows)
                 yield self._spliced(tuple(t[index] for t in loader.dataset.tensors))
@@ -74,9 +87,7 @@ class Batches:
         if self.loader is None:
             yield from self._slices(torch.arange(self.total))
             return
-        loader = self.args[self.loader]
-        collate = loader.collate_fn
-        for content in DataLoader(loader.dataset, batch_size=self.batch_size, collate_fn=collate):
+        for content in reread(self.args[self.loader]):
             yield self._spliced(content)
 
     def whole(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -103,23 +114,11 @@ class Batches:
         return Batch((*before, *parts, *after), self.kwargs, _rows_in(parts))
 
 
-def find_loader(args: tuple[Any, ...]) -> int | None:
-    """Position of the ``DataLoader`` among the arguments.
-
-    Raises:
-        ValueError: there are several.
-    """
-    found = [i for i, a in enumerate(args) if isinstance(a, DataLoader)]
-    if len(found) > 1:
-        raise ValueError(f"One positional argument may be a DataLoader; got {len(found)}. Zip the data sets into one.")
-    return found[0] if found else None
-
-
 def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int | None) -> Batches | None:
     """The data in pieces, or ``None`` where the model is to see all of it at once.
 
     Raises:
-        ValueError: ``batch_size`` beside a loader, or without a tensor to cut.
+        ValueError: ``batch_size`` beside a loader, or nothing to cut; a loader that shows other data than its own.
     """
     at = find_loader(args)
     if at is not None:
@@ -127,12 +126,11 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
             raise ValueError(
                 "batch_size= and a DataLoader both set the batch; give batch_size to the DataLoader alone."
             )
-        loader = args[at]
-        if not hasattr(loader.dataset, "__len__"):
-            raise ValueError("A DataLoader must know how many data it has; an IterableDataset has no length.")
-        return Batches(
-            args, kwargs, len(loader.dataset), loader.batch_size or -(-len(loader.dataset) // len(loader)), at
-        )
+        check_loader(args[at])
+        total, sampler = len(args[at].dataset), args[at].batch_sampler
+        if sampler is None:
+            return _counted(Batches(args, kwargs, total, 1, at))
+        return Batches(args, kwargs, total, min(sampler.batch_size, total), at)
     if batch_size is None:
         return None
     arrays = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor | np.ndarray) and a.ndim]
@@ -142,6 +140,12 @@ def open_batches(args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int 
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     sliced: frozenset[int | str] = frozenset(k for k, a in named if _length(a) == rows)
     return Batches(args, kwargs, rows, min(batch_size, rows), None, sliced)
+
+
+def _counted(batches: Batches) -> Batches:
+    """Batches of a data set whose items are whole batches; their rows, which its length does not tell, are counted."""
+    sizes = [batch.size for batch in batches.in_order()]
+    return replace(batches, total=sum(sizes), batch_size=max(sizes))
 
 
 def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Batch | None:
@@ -168,6 +172,26 @@ def _in_memory(value: Any) -> Any:
     return torch.from_numpy(np.array(value)) if isinstance(value, np.memmap) else value
 
 
+@contextmanager
+def hinting(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Where the model fails in the body of the ``with``, note which arguments are arrays where Pyro takes tensors.
+
+    They are not converted: a model may well want them as they are, labels of rows for instance.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_refusal = isinstance(error, ModelError | StartError) and error.__cause__ is None
+        for name, value in () if is_refusal else (*enumerate(args), *kwargs.items()):
+            if isinstance(value, np.ndarray | pd.Series | pd.DataFrame):
+                kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+                error.add_note(
+                    f"Argument {name!r} of the model is a {kind}, and Pyro's distributions take tensors: pass "
+                    f"torch.as_tensor({'x' if isinstance(value, np.ndarray) else 'x.to_numpy()'})."
+                )
+        raise
+
+
 def dense(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with sparse tensors among them written out."""
 
@@ -175,16 +199,6 @@ def dense(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
         return a.to_dense() if isinstance(a, Tensor) and a.layout is torch.sparse_csr else a
 
     return tuple(out(a) for a in args), {k: out(a) for k, a in kwargs.items()}
-
-
-def _is_plain(loader: DataLoader[Any]) -> bool:
-    return (
-        type(loader.dataset) is TensorDataset
-        and loader.collate_fn is default_collate
-        and type(loader.batch_sampler) is BatchSampler
-        and loader.num_workers == 0
-        and not loader.pin_memory
-    )
 
 
 def _length(value: Any) -> int | None:

@@ -16,8 +16,9 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_em.checked import check_count
 from pyro_em.graph.trace import is_latent, is_subsample
-from pyro_em.posterior import ExactPosterior, Joint, as_distribution
+from pyro_em.posterior import ExactPosterior, Joint, as_distribution, check_names
 
 __all__ = ["GuidePosterior", "depends_on_draws"]
 
@@ -71,7 +72,12 @@ class GuidePosterior:
         return as_distribution(torch.stack(tables).mean(0), rest.graph.layout[name].fn)
 
     def sample(self, num_samples: int = 1) -> dict[str, Tensor]:
-        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model)."""
+        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model).
+
+        Raises:
+            ValueError: ``num_samples`` below one.
+        """
+        check_count("num_samples", num_samples)
         draws = [{**_values(drawn), **_squeezed(rest)} for drawn, rest in self._draws(num_samples)]
         return {name: torch.stack([d[name] for d in draws]) for name in draws[0]}
 
@@ -80,7 +86,9 @@ class GuidePosterior:
 
         Raises:
             KeyError: a latent that the guide samples; use :meth:`sample` for those.
+            ValueError: no names, or one of them twice.
         """
+        check_names(names)
         tables = [posterior.joint(*names) for _, posterior in self._draws(NUM_DRAWS)]
         return replace(tables[0], probs=torch.stack([table.probs for table in tables]).mean(0))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_em.chain_posterior import ChainPosterior, chain_posterior
+from pyro_em.checked import check_count
 from pyro_em.graph import (
     Dim,
     Factor,
@@ -29,7 +30,7 @@ from pyro_em.graph import (
 )
 from pyro_em.graph.hidden import states_of
 
-__all__ = ["ExactPosterior", "Joint", "as_distribution"]
+__all__ = ["ExactPosterior", "Joint", "as_distribution", "check_names"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,16 @@ class ExactPosterior:
 
         Raises:
             KeyError: no latent of that name.
+            ValueError: no names, or one of them twice; plates that are not nested; the states of a ``DiscreteHMM``.
             ModelError: the table over what lies between them would be too large.
         """
+        check_names(names)
+        hidden = [name for name in names if name in map(states_of, self.graph.hidden)]
+        if hidden:
+            raise ValueError(
+                f"The states {hidden[0]!r} of a DiscreteHMM have joints of neighbours in time only, of shape "
+                f"(*plates, T - 1, K, K): ask for chain({hidden[0]!r}).pairwise."
+            )
         variables = tuple(self._variable(name) for name in names)
         plates = max((v.plates for v in variables), key=len, default=())
         if any(not set(v.plates) <= set(plates) for v in variables):
@@ -125,7 +134,12 @@ class ExactPosterior:
         return {**found, **paths, **self.estimates}
 
     def sample(self, num_samples: int = 1) -> dict[str, Tensor]:
-        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model)."""
+        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model).
+
+        Raises:
+            ValueError: ``num_samples`` below one.
+        """
+        check_count("num_samples", num_samples)
         paths = {states_of(n): h.chain().draw(num_samples) for n, h in self.graph.hidden.items()}
         return {**self.sample_with_log_prob(num_samples)[0], **paths}
 
@@ -205,6 +219,19 @@ class ExactPosterior:
         others = [weight.dim() - len(factor.scope) + i for i, v in enumerate(factor.scope) if v != variable]
         table = weight.sum(others) if others else weight
         return self.graph.layout[variable.name].to_model(table, trailing=1)
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Refuse what names no joint.
+
+    Raises:
+        ValueError: no names, or one of them twice.
+    """
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"A joint is one of latents by name, each once; got {list(names)}. Write joint('z_0', 'z_1'), with names "
+            "of the posterior's sites."
+        )
 
 
 def as_distribution(probs: Tensor, fn: Any) -> dist.TorchDistribution:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from pyro_em.data import dense, whole
+from pyro_em.checked import check_count
+from pyro_em.data import dense, hinting, whole
 from pyro_em.diagnostics import Diagnosed, Fitted
 from pyro_em.errors import InformationError, ModelError
 from pyro_em.export import to_arviz
@@ -88,7 +89,7 @@ class FitResult(Diagnosed):
         Each datum is there once: ``fit(weights=...)`` counts in ``result.log_evidence``, not here.
         """
         args, kwargs = self._arguments(args, kwargs)
-        with self.use(), isolated_rng():
+        with self.use(), isolated_rng(), hinting(args, kwargs):
             return self._checked_inference.posterior(args, kwargs)
 
     def predict(self, *args: Any, num_samples: int = 100, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
@@ -99,9 +100,13 @@ class FitResult(Diagnosed):
 
         Returns:
             By site, a tensor of shape (num_samples, *the site's shape).
+
+        Raises:
+            ValueError: ``num_samples`` below one.
         """
+        check_count("num_samples", num_samples)
         args, kwargs = self._arguments(args, kwargs)
-        with self.use(), seeded(seed):
+        with self.use(), seeded(seed), hinting(args, kwargs):
             return predict(self.model, self._checked_inference, args, kwargs, num_samples)
 
     @property
@@ -125,7 +130,12 @@ class FitResult(Diagnosed):
             num_samples: draws in each chain.
             num_chains: number of chains.
             seed: start of the random stream; ``None`` draws from the caller's.
+
+        Raises:
+            ValueError: ``num_samples`` or ``num_chains`` below one.
         """
+        check_count("num_samples", num_samples)
+        check_count("num_chains", num_chains)
         with self.use(), seeded(seed):
             data = self._arguments((), {})
             return to_arviz(

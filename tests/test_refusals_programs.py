@@ -1,14 +1,16 @@
 """Programs that do not broadcast over an enumerated dimension are refused: plain Pyro might fit them wrongly."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.constraints import simplex
 from shared.refusals import BOTH, X, refuse, two_weights
 from torch import nn
 from untouched import refused
 
-from pyro_em import ModelError, fit
+from pyro_em import EM, SVI, ModelError, fit
 
 
 class Embedded(nn.Module):
@@ -106,3 +108,41 @@ def test_undeclared_batch_dimension_inside_a_plate(strategy):
             pyro.sample("x", dist.Normal(z.to(x.dtype), 1.0), obs=x.expand(2, 3))
 
     refuse(model, r"'x'.*dimension -2.*\.to_event", strategy=strategy)
+
+
+# Arguments on which a program does not run ----------------------------------------------------------------
+
+
+def counted(x):
+    weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=simplex)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(2.0 * z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("strategy", [EM(max_steps=1), SVI(max_steps=1)], ids=["em", "svi"])
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (torch.tensor(0.3), "not run on these arguments, .* TypeError: len.. of a 0-d tensor"),
+        (torch.zeros(0), "not run on these arguments, .* ZeroDivisionError: size cannot be zero"),
+        (np.zeros(3), r"not run on these arguments: site 'x' observes a ndarray.*obs=torch\.as_tensor"),
+    ],
+    ids=["scalar", "empty", "numpy"],
+)
+def test_enumeration_is_not_to_blame(x, match, strategy):
+    """It was, with advice on broadcasting."""
+    found = fit(counted, torch.tensor([0.3, 1.9]), strategy=strategy, progress=False)
+    with refused(ModelError, match):
+        found.posterior(x)
+
+
+def test_enumeration_is_to_blame_where_the_program_runs_without():
+    def model(x):
+        weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=simplex)
+        z = pyro.sample("z", dist.Categorical(weights))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(2.0 if z.item() else 0.0, 1.0), obs=x)
+
+    with refused(ModelError, r"runs by itself but not with its discrete latents enumerated.*`\.item\(\)`"):
+        fit(model, torch.tensor([0.3, 1.9]), strategy=EM(), progress=False)

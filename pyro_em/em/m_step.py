@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_em.checked import check_count
 from pyro_em.em.stopping import rounding
 from pyro_em.errors import ModelError
 from pyro_em.optim import TRIAL, Optimizer, OptimizerSpec, climbing
@@ -42,8 +43,7 @@ class GradientMStep:
     num_steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
+        check_count("num_steps", self.num_steps)
 
 
 STEEP = 1e-3  # nats per unit of an unconstrained coordinate

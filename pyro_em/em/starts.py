@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyro_em.checked import check_count
 from pyro_em.em.engine import Engine
 from pyro_em.errors import ModelError
 
@@ -58,8 +59,7 @@ class RandomResponsibilities:
     rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"rows must be at least 1; got {self.rows}.")
+        check_count("rows", self.rows, optional=True)
 
     def place(self, engine: Engine) -> None:
         states, chosen = {}, {}

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import pyro
 
+from pyro_em.checked import check_count, check_nats
 from pyro_em.em.engine import Engine, Options
 from pyro_em.em.inference import ExactInference
 from pyro_em.em.m_step import GradientMStep
@@ -100,6 +101,7 @@ class EM:
 
     Raises:
         ValueError: a hyperparameter out of range.
+        TypeError: a hyperparameter of another type.
 
     Source: Dempster, Laird & Rubin (1977), "Maximum likelihood from incomplete data via the EM algorithm".
     """
@@ -120,14 +122,10 @@ class EM:
     short_run: ClassVar[int] = 20  # iterations of a restart, before the best goes on
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative; got {self.max_steps}.")
-        if not self.tol >= 0:
-            raise ValueError(f"tol is in nats and must not be negative; got {self.tol}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}.")
-        if self.restarts < 1:
-            raise ValueError(f"restarts must be at least 1; got {self.restarts}.")
+        check_count("max_steps", self.max_steps, 0)
+        check_nats("tol", self.tol)
+        check_count("batch_size", self.batch_size, optional=True)
+        check_count("restarts", self.restarts)
         if self.start is not None and (isinstance(self.start, type) or not hasattr(self.start, "place")):
             raise TypeError(f"start must be a start object, such as KMeans('x'), or None; got {self.start!r}.")
         if self.on_degenerate not in ("raise", "floor", "drop", "restart"):

@@ -39,7 +39,7 @@ def build_graph(trace: poutine.Trace, priors: frozenset[str], ignored: frozenset
     """The factor graph of an enumerated trace.
 
     Args:
-        trace: from :func:`~pyro_em.graph.trace.run_enumerated`.
+        trace: from :func:`~pyro_em.graph.enumerated.run_enumerated`.
         priors: names of latents whose log-density is reported apart (point estimates).
         ignored: sites left out (imputed values that nothing depends on; latents the guide accounts for).
 

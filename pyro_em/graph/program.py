@@ -13,9 +13,10 @@ from torch import Tensor
 from pyro_em.errors import ModelError
 from pyro_em.graph.build import build_factors, build_graph, site_log_prob
 from pyro_em.graph.eliminate import at_states
+from pyro_em.graph.enumerated import run_enumerated
 from pyro_em.graph.factor import Factor, FactorGraph
 from pyro_em.graph.survey import Survey, survey
-from pyro_em.graph.trace import Intervention, Model, run_enumerated
+from pyro_em.graph.trace import Intervention, Model
 
 __all__ = ["Program"]
 

@@ -11,7 +11,7 @@ from pyro.infer.util import torch_item
 
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Program, Survey
-from pyro_em.graph.trace import Model, can_enumerate, is_latent
+from pyro_em.graph.trace import Model, Site, can_enumerate, is_latent
 from pyro_em.svi.summed import SummedBound
 
 __all__ = ["Objective", "PyroBound", "choose_objective"]
@@ -71,7 +71,8 @@ def choose_objective(
         drawn: a trace of the guide.
 
     Raises:
-        ModelError: latents that neither the guide samples nor a sum covers, or sums on both sides.
+        ModelError: latents that neither the guide samples nor a sum covers, or sums on both sides; latents of the guide
+            that the model observes, or does not have.
     """
     if seen.others and elbo is None:
         raise ModelError(
@@ -79,6 +80,7 @@ def choose_objective(
             "over. Add pyro.sample statements of these names to the guide, or leave the guide out for an automatic one."
         )
     latents = {n: s for n, s in drawn.nodes.items() if is_latent(s)}
+    _refuse_observed(latents, seen.trace)
     strangers = [n for n, s in latents.items() if n not in seen.trace.nodes and not s["infer"].get("is_auxiliary")]
     if strangers:
         raise ModelError(
@@ -102,3 +104,18 @@ def choose_objective(
     kind = TraceGraph_ELBO if sampled else Trace_ELBO
     elbo = kind(num_particles=num_particles, max_plate_nesting=program.max_plate_nesting)
     return PyroBound(elbo, model, guide)
+
+
+def _refuse_observed(latents: dict[str, Site], model: poutine.Trace) -> None:
+    """The model ignores such a draw, so that the bound would gain the entropy of its distribution and no more."""
+    observed = [
+        n
+        for n, site in latents.items()
+        if n in model.nodes and model.nodes[n]["is_observed"] and not site["infer"].get("is_auxiliary")
+    ]
+    if observed:
+        raise ModelError(
+            f"The guide samples {observed}, which the model observes, so the bound would grow by the entropy "
+            "of these draws. A guide samples latents only: leave out there what is observed (`if y is None: "
+            "pyro.sample('y', ...)`), or mark draws the guide needs for itself with infer={'is_auxiliary': True}."
+        )

@@ -18,7 +18,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_em.data import open_batches
+from pyro_em.checked import check_count, check_guide
+from pyro_em.data import open_batches, whole
 from pyro_em.errors import ModelError
 from pyro_em.optim import Optimizer, OptimizerSpec
 from pyro_em.problem import Problem
@@ -77,6 +78,7 @@ class SVI:
 
     Raises:
         ValueError: a hyperparameter out of range.
+        TypeError: a hyperparameter of another type; a guide that cannot be called, such as the class of one.
 
     Source: Hoffman et al. (2013), "Stochastic variational inference"; Kingma & Welling (2014).
     """
@@ -94,14 +96,14 @@ class SVI:
     _optim: OptimizerSpec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "patience", "num_particles", "restarts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}.")
+        check_guide(self.guide)
+        for name in ("max_epochs", "batch_size", "patience"):
+            check_count(name, getattr(self, name), optional=True)
+        for name in ("num_particles", "restarts"):
+            check_count(name, getattr(self, name))
+        check_count("max_steps", self.max_steps, 0, optional=True)
         if self.max_steps is None and self.max_epochs is None:
             object.__setattr__(self, "max_steps", 10_000)
-        if self.max_steps is not None and self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative; got {self.max_steps}.")
         if self.elbo is not None and not isinstance(self.elbo, ELBO):
             raise TypeError(f"elbo must be an instance of pyro.infer.ELBO; got {type(self.elbo).__name__}.")
         object.__setattr__(self, "fixed", (self.fixed,) if isinstance(self.fixed, str) else tuple(self.fixed))
@@ -110,6 +112,9 @@ class SVI:
     def init(self, problem: Problem) -> SVIState:
         """Check model and guide, choose the bound, and put the start in place."""
         batches = open_batches(problem.args, problem.kwargs, self.batch_size)
+        if batches is None:
+            args, kwargs = whole(problem.args, problem.kwargs)
+            problem = replace(problem, args=args, kwargs=kwargs)
         prepared = prepare(problem, self.guide, self.elbo, self.num_particles, batches, self.fixed)
         leaves = problem.space.free(self.fixed)
         if not leaves:
