@@ -136,7 +136,7 @@ def collapsed(
     name, index = _element(element, coordinates)
     return DegenerateError(
         f"A component collapsed: {argument} of {family}, given by parameter {name!r} at "
-        f"{list(index)}, {went} to {value:.3g} while it holds {count:.3g} data. The likelihood has no maximum there. "
+        f"{list(index)}, {went} to {value:.3g} while it holds {count:.3g} data. {WHY[went]} "
         f"Share the parameter over components, give it a prior, start elsewhere (restarts=, start=), or {CHOICES}.",
         name,
         index,
@@ -157,6 +157,11 @@ def ran_out(book: Book, argument: str, group: int, count: float, coordinates: Co
     )
 
 
+WHY = {
+    "fell": "On equal data the likelihood has no maximum; or there is a datum so far off that nothing can be resolved "
+    "beside it: look for that first.",
+    "rose": "The likelihood has no maximum there.",
+}
 CHOICES = 'choose on_degenerate="floor", "drop" or "restart"'
 
 
