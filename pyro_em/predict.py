@@ -84,7 +84,7 @@ def predict(
     model: Callable[..., Any], inference: Inference, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int
 ) -> dict[str, Tensor]:
     """Draws of every site, by name: (num_samples, *shape); see :meth:`pyro_em.FitResult.predict`."""
-    with torch.no_grad(), poutine.block():
+    with torch.no_grad():
         seen = run(model, args, kwargs, Intervention())
         data = [n for n in seen.observation_nodes if not is_constant(seen.nodes[n])]
         posterior = inference.posterior(args, kwargs) if data else None

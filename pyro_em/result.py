@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyro import poutine
 from torch import Tensor
 
 from pyro_em.data import dense, whole
@@ -101,7 +102,7 @@ class FitResult(Diagnosed):
             By site, a tensor of shape (num_samples, *the site's shape).
         """
         args, kwargs = self._arguments(args, kwargs)
-        with self.use(), seeded(seed):
+        with poutine.block(), self.use(), seeded(seed):
             return predict(self.model, self._checked_inference, args, kwargs, num_samples)
 
     @property

@@ -100,6 +100,18 @@ def test_the_program_sees_them_in_use():
     assert torch.equal(trace.nodes["trans"]["value"] == 0, LEFT_TO_RIGHT == 0)
 
 
+def test_draws_of_predictions_and_guides_see_them():
+    """Data that ask for a step back by more nats than the logarithm of the smallest number."""
+    result = quiet(chain, X, strategy=EM())
+    back = torch.cat([X, f64([200.0, 200.0, -200.0, -200.0, 300.0, 300.0])])
+    drawn = result.predict(back, num_samples=5, seed=0)
+    assert (torch.stack([drawn[f"z_{t}"] for t in range(len(back))]).diff(dim=0) >= 0).all()
+    for guide in (result.guide, quiet(chain, X, strategy=SVI(max_steps=2)).guide):
+        trace = pyro.poutine.trace(guide).get_trace(back)
+        assert (torch.stack([trace.nodes[f"z_{t}"]["value"] for t in range(len(back))]).diff() >= 0).all()
+        assert set(trace.nodes) == {"_INPUT", "_RETURN", *(f"z_{t}" for t in range(len(back)))}
+
+
 def test_the_callers_tensor_stays():
     start = LEFT_TO_RIGHT.clone()
     quiet(chain, X, start, strategy=EM(max_steps=2))
