@@ -2,6 +2,8 @@
 
 :class:`ExactPosterior` answers from the factor graph: marginals and joints are gradients of the log evidence, the joint
 maximum and joint draws come from the same elimination in other arithmetic.
+
+Data that no state explains (log p = -inf) have no posterior: theirs is NaN, and that of all others is exact.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -25,6 +28,7 @@ from pyro_em.graph import (
     clique_posteriors,
     log_evidence_terms,
     maximise,
+    refuse_impossible,
     sample,
 )
 from pyro_em.graph.hidden import states_of
@@ -38,7 +42,8 @@ class Joint:
 
     Attributes:
         names: the sites, in the order of the trailing axes.
-        probs: shape (*batch shape in the model, *number of states of each site); sums to one over the trailing axes.
+        probs: shape (*batch shape in the model, *number of states of each site); sums to one over the trailing axes,
+            and is NaN for impossible data.
         supports: the values of each site's states.
     """
 
@@ -68,7 +73,8 @@ class ExactPosterior:
         """The marginal posterior of a site, in the plate shape the site has in the model.
 
         Categorical, Bernoulli and OneHotCategorical latents come back as what they are; other finite supports as a
-        Categorical over the numbers 0, 1, ... of their states; point estimates as Delta.
+        Categorical over the numbers 0, 1, ... of their states; point estimates as Delta. Probabilities of impossible
+        data, whose ``log_likelihood`` is -inf, are NaN.
 
         Raises:
             KeyError: no latent of that name.
@@ -77,7 +83,7 @@ class ExactPosterior:
             value = self.estimates[name]
             return dist.Delta(value).to_event(value.dim())
         if name in map(states_of, self.graph.hidden):
-            return dist.Categorical(probs=self.chain(name).smoothed)
+            return as_distribution(self.chain(name).smoothed, None)
         return as_distribution(self.marginal(name), self.graph.layout[name].fn)
 
     def chain(self, name: str) -> ChainPosterior:
@@ -112,20 +118,30 @@ class ExactPosterior:
             self._scale(variables),
         )
         graph = self.graph.with_factors(probe)
-        table = clique_posteriors(graph).weights[-1] / probe.scale
+        table = _possible(clique_posteriors(graph).weights[-1] / probe.scale, len(variables))
         deepest = next(v.name for v in variables if v.plates == plates)
         probs = self.graph.layout[deepest].to_model(table, trailing=len(variables))
         return Joint(names, probs, tuple(self.graph.layout[name].support for name in names))
 
     def map(self) -> dict[str, Tensor]:
-        """The most probable joint assignment of all latents (Viterbi, for a chain), values in the model's shapes."""
+        """The most probable joint assignment of all latents (Viterbi, for a chain), values in the model's shapes.
+
+        Raises:
+            ModelError: some data are impossible; it says how many, and the first of them.
+        """
+        self._refuse_impossible_paths()
         states = maximise(self.graph)
         found = {name: self.graph.layout[name].values(states[name]) for name in self.graph.variables}
         paths = {states_of(n): h.chain().best() for n, h in self.graph.hidden.items()}
         return {**found, **paths, **self.estimates}
 
     def sample(self, num_samples: int = 1) -> dict[str, Tensor]:
-        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model)."""
+        """Joint draws: by site, values of shape (num_samples, *the site's shape in the model).
+
+        Raises:
+            ModelError: some data are impossible; it says how many, and the first of them.
+        """
+        self._refuse_impossible_paths()
         paths = {states_of(n): h.chain().draw(num_samples) for n, h in self.graph.hidden.items()}
         return {**self.sample_with_log_prob(num_samples)[0], **paths}
 
@@ -188,6 +204,11 @@ class ExactPosterior:
     def _cliques(self) -> tuple[Tensor, ...]:
         return clique_posteriors(self.graph).weights
 
+    def _refuse_impossible_paths(self) -> None:
+        for factor in self.graph.factors:
+            if factor.name in self.graph.hidden and not factor.scope:
+                refuse_impossible(states_of(factor.name), factor.table, factor.plates)
+
     def _variable(self, name: str) -> Variable:
         if name not in self.graph.variables:
             raise KeyError(f"No enumerated latent {name!r}; the model's latents are {list(self.sites)}.")
@@ -204,11 +225,24 @@ class ExactPosterior:
         factor, weight = self.graph.factors[at], self._cliques[at] / self.graph.factors[at].scale
         others = [weight.dim() - len(factor.scope) + i for i, v in enumerate(factor.scope) if v != variable]
         table = weight.sum(others) if others else weight
-        return self.graph.layout[variable.name].to_model(table, trailing=1)
+        return self.graph.layout[variable.name].to_model(_possible(table, 1), trailing=1)
+
+
+def _possible(table: Tensor, trailing: int) -> Tensor:
+    """Probabilities over the trailing axes, NaN where they are all zero: nothing is possible there."""
+    total = table.sum(list(range(-trailing, 0)), keepdim=True)
+    return torch.where(total > 0, table, torch.nan)
 
 
 def as_distribution(probs: Tensor, fn: Any) -> dist.TorchDistribution:
-    """State probabilities as the kind of distribution the model's site ``fn`` is."""
+    """State probabilities as the kind of distribution the model's site ``fn`` is; rows of NaN may be among them."""
+    if not bool(probs.isnan().any()):
+        return _of_kind(probs, fn)
+    with pyro.validation_enabled(False):  # for one row of NaN torch refuses all rows
+        return _of_kind(probs, fn)
+
+
+def _of_kind(probs: Tensor, fn: Any) -> dist.TorchDistribution:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     if isinstance(fn, torch.distributions.Bernoulli):
