@@ -9,7 +9,7 @@ Data that no state explains (log p = -inf) have no posterior: theirs is NaN, and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,9 @@ class Joint:
 class ExactPosterior:
     """p(z | x) of every enumerated latent, exact, and point masses at the estimates of the global ones.
 
+    Each datum is there once, and every density counts as it is: weights and ``poutine.scale`` say how much the data
+    weigh in a fit, and count in ``log_evidence`` alone.
+
     Args:
         graph: the model at the fitted parameters and the data asked about.
         estimates: values of point-estimated latents.
@@ -96,7 +99,7 @@ class ExactPosterior:
             KeyError: no latent of that name.
             ValueError: it is not part of a chain.
         """
-        return chain_posterior(self.graph, name)
+        return chain_posterior(self._unweighted, name)
 
     def joint(self, *names: str) -> Joint:
         """The joint posterior of latents whose plates are nested, neighbours or not; exact.
@@ -110,15 +113,8 @@ class ExactPosterior:
         if any(not set(v.plates) <= set(plates) for v in variables):
             raise ValueError(f"The plates of {list(names)} are not nested, so their joint is not one table per datum.")
         dims: tuple[Dim, ...] = (*plates, *variables)
-        probe = Factor(
-            f"joint{names}",
-            plates,
-            variables,
-            torch.zeros([d.size for d in dims], dtype=torch.float64),
-            self._scale(variables),
-        )
-        graph = self.graph.with_factors(probe)
-        table = _possible(clique_posteriors(graph).weights[-1] / probe.scale, len(variables))
+        probe = Factor(f"joint{names}", plates, variables, torch.zeros([d.size for d in dims], dtype=torch.float64))
+        table = _possible(clique_posteriors(self._unweighted.with_factors(probe)).weights[-1], len(variables))
         deepest = next(v.name for v in variables if v.plates == plates)
         probs = self.graph.layout[deepest].to_model(table, trailing=len(variables))
         return Joint(names, probs, tuple(self.graph.layout[name].support for name in names))
@@ -130,7 +126,7 @@ class ExactPosterior:
             ModelError: some data are impossible; it says how many, and the first of them.
         """
         self._refuse_impossible_paths()
-        states = maximise(self.graph)
+        states = maximise(self._unweighted)
         found = {name: self.graph.layout[name].values(states[name]) for name in self.graph.variables}
         paths = {states_of(n): h.chain().best() for n, h in self.graph.hidden.items()}
         return {**found, **paths, **self.estimates}
@@ -147,7 +143,7 @@ class ExactPosterior:
 
     def sample_with_log_prob(self, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Joint draws of the model's own latents and, by enumerated site, log-probabilities that add up to theirs."""
-        states, log_probs = sample(self.graph, num_samples)
+        states, log_probs = sample(self._unweighted, num_samples)
         layout = self.graph.layout
         values = {n: layout[n].values(states[n]) for n in self.graph.variables}
         fixed = {n: v.expand(num_samples, *v.shape) for n, v in self.estimates.items()}
@@ -156,7 +152,8 @@ class ExactPosterior:
     @cached_property
     def log_evidence(self) -> float:
         """log p(x; params), latents summed out, total nats; densities of point estimates not counted."""
-        return float(sum(term.scaled.sum() for term in self._terms) if self._terms else 0.0)
+        terms = _terms(self.graph)
+        return float(sum(term.scaled.sum() for term in terms) if terms else 0.0)
 
     @cached_property
     def log_likelihoods(self) -> dict[str, Tensor]:
@@ -175,7 +172,7 @@ class ExactPosterior:
                 "Use log_evidence, or condition the model on those latents."
             )
         found: dict[str, Tensor] = {}
-        for term in self._terms:
+        for term in _terms(self._unweighted):
             name = term.plates[0].name if term.plates else ""
             value = term.table.reshape(term.plates[0].size, -1).sum(1) if term.plates else term.table.reshape(1)
             found[name] = found[name] + value if name in found else value
@@ -196,13 +193,13 @@ class ExactPosterior:
         return next(iter(found.values()))
 
     @cached_property
-    def _terms(self) -> list[Term]:
-        with torch.no_grad():
-            return log_evidence_terms(self.graph)
+    def _unweighted(self) -> FactorGraph:
+        factors = tuple(replace(f, scale=1.0) for f in self.graph.factors)
+        return replace(self.graph, weights={}, factors=factors)
 
     @cached_property
     def _cliques(self) -> tuple[Tensor, ...]:
-        return clique_posteriors(self.graph).weights
+        return clique_posteriors(self._unweighted).weights
 
     def _refuse_impossible_paths(self) -> None:
         for factor in self.graph.factors:
@@ -214,18 +211,19 @@ class ExactPosterior:
             raise KeyError(f"No enumerated latent {name!r}; the model's latents are {list(self.sites)}.")
         return self.graph.variables[name]
 
-    def _scale(self, variables: tuple[Variable, ...]) -> float:
-        own = {v.name for v in variables}
-        return next((f.scale for f in self.graph.factors if f.name in own), 1.0)
-
     def marginal(self, name: str) -> Tensor:
         """Probabilities of an enumerated latent's states, shape (*batch shape in the model, states)."""
         variable = self._variable(name)
         at = next(i for i, f in enumerate(self.graph.factors) if f.name == variable.name)
-        factor, weight = self.graph.factors[at], self._cliques[at] / self.graph.factors[at].scale
+        factor, weight = self.graph.factors[at], self._cliques[at]
         others = [weight.dim() - len(factor.scope) + i for i, v in enumerate(factor.scope) if v != variable]
         table = weight.sum(others) if others else weight
         return self.graph.layout[variable.name].to_model(_possible(table, 1), trailing=1)
+
+
+def _terms(graph: FactorGraph) -> list[Term]:
+    with torch.no_grad():
+        return log_evidence_terms(graph)
 
 
 def _possible(table: Tensor, trailing: int) -> Tensor:
