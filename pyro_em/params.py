@@ -194,6 +194,14 @@ class ParamSpace:
         """A value of a parameter with the zeros that it started with; differentiable."""
         return self._zeros.exact(name, value)
 
+    def zeros(self) -> dict[str, Tensor]:
+        """By parameter that has any: where a simplex is exactly zero and stays so, a mask of its shape."""
+        return dict(self._zeros.zeros)
+
+    def put_zeros(self, zeros: Mapping[str, Tensor]) -> None:
+        """Let zeros be where they were in another space, and nowhere else."""
+        self._zeros.zeros = dict(zeros)
+
     def without_zeros(self) -> AbstractContextManager[None]:
         """Hand out values of parameters as their leaves have them, for the body of a ``with``."""
         return self._zeros.suspended()
