@@ -85,7 +85,8 @@ class Diagnosed(ABC):
         sqrt(diag(J I^-1 J')): I is the observed information, minus the Hessian of log p(x) (with the log-priors that
         the fit counted) in unconstrained coordinates at ``params``, exact by automatic differentiation; J is the
         derivative of the constrained values (the delta method). Latents are summed out, so that what they leave unknown
-        is counted. Fixed parameters and those of a guide have none.
+        is counted. Fixed parameters and those of a guide have none; probabilities that stay at exactly zero have an
+        error of zero.
 
         Returns:
             By parameter, a tensor of its shape; one that has several names is under the first of them.
@@ -127,7 +128,8 @@ class Diagnosed(ABC):
     def num_params(self) -> int:
         """Free dimensions of the model's parameters, K - 1 for a simplex of K, D (D + 1) / 2 for a covariance.
 
-        A tensor under several names counts once, a point-estimated latent as a parameter; fixed parameters and those of
+        Probabilities that start at exactly zero stay there, and do not count: a row of K with k zeros has K - 1 - k. A
+        tensor under several names counts once, a point-estimated latent as a parameter; fixed parameters and those of
         a guide do not count.
         """
         with self._fitted((), {}, seed=0) as fitted:
