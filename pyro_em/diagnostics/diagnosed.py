@@ -44,7 +44,8 @@ class Diagnosed(ABC):
         model being held fixed; the approximation gap is the rest. Under EM all are zero. A guide over finite latents is
         summed over exactly, and its best tables are found site by site in closed form. Otherwise L is a mean over
         draws, and arguments climb by Adam from where the guide puts them, which needs reparameterised sites whose
-        arguments do not depend on other draws: without these there is no split, and ``reason`` says so.
+        arguments do not depend on other draws: without these there is no split, and ``reason`` says so. Nor is there a
+        total where the guide is a point mass on a continuous latent. The climb never ends below where it began.
 
         Args:
             *args, **kwargs: the model's arguments; none: the training data.

@@ -19,17 +19,15 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_em.diagnostics.bound import Arguments, log_ratio
+from pyro_em.diagnostics.bound import Arguments
 from pyro_em.graph import Intervention
 from pyro_em.graph.trace import is_latent, run
 from pyro_em.guide_posterior import depends_on_draws
-from pyro_em.strategy import Inference
 
 __all__ = ["FreeGuide", "base_of", "free_guide"]
 
 # Of arguments that say the same, the first that a distribution knows is set free.
 ALTERNATIVES = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
-FIRST_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,24 +69,14 @@ class FreeGuide:
         with _Replace({n: s.distribution() for n, s in self.sites.items()}):
             self.guide(*args, **kwargs)
 
-    def climb(self, inference: Inference, data: Arguments, steps: int) -> None:
-        """Raise the bound by Adam, with steps that shrink to nothing.
+    @property
+    def steps(self) -> list[Tensor]:
+        """All free numbers, zero where the guide has its own arguments."""
+        return [step for site in self.sites.values() for step in site.steps.values()]
 
-        Gradients follow the draws alone, not the density they are scored by: that part is zero in expectation, and
-        without it the noise vanishes where q is the posterior (Roeder, Wu & Duvenaud 2017).
-        """
-        free = [step for site in self.sites.values() for step in site.steps.values()]
-        optimizer = torch.optim.Adam(free, lr=FIRST_STEP)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        for _ in range(steps):
-            with torch.enable_grad():
-                scored = {n: s.distribution(detached=True) for n, s in self.sites.items()}
-                value = log_ratio(inference, self, data, scored)
-                found = torch.autograd.grad(-value, free, allow_unused=True)
-            for step, grad in zip(free, found, strict=True):
-                step.grad = grad
-            optimizer.step()
-            schedule.step()
+    def scored(self) -> dict[str, Any]:
+        """The distributions by site, through which no gradient passes."""
+        return {n: s.distribution(detached=True) for n, s in self.sites.items()}
 
 
 class _Replace(Messenger):
