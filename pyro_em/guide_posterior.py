@@ -94,7 +94,7 @@ class GuidePosterior:
 
     def map(self) -> dict[str, Tensor]:
         """The guide's latents at the mode of their distributions, and the most probable rest given them."""
-        with self.active(), poutine.block():
+        with poutine.block(), self.active():
             drawn, rest = self.draw(_AtMode())
         return {**_values(drawn), **rest.map()}
 
@@ -119,17 +119,17 @@ class GuidePosterior:
 
     @cached_property
     def _all_summed_out(self) -> ExactPosterior:
-        with self.active(), poutine.block():
+        with poutine.block(), self.active():
             return self.exact()
 
     def _depends_on_draws(self, name: str) -> bool:
         """Whether another draw of the guide feeds the site's distribution, by tracking values through the guide."""
-        with self.active(), poutine.block(), TrackProvenance():
+        with poutine.block(), self.active(), TrackProvenance():
             drawn = self.trace()
         return depends_on_draws(drawn, name)
 
     def _draws(self, count: int) -> list[tuple[poutine.Trace, ExactPosterior]]:
-        with self.active(), poutine.block():
+        with poutine.block(), self.active():
             return [self.draw(nullcontext()) for _ in range(count)]
 
 

@@ -29,11 +29,17 @@ __all__ = ["Leaf", "ParamSpace"]
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter: its name, the unconstrained leaf tensor that autograd sees, and its constraint."""
+    """One parameter: its name, the unconstrained leaf tensor that autograd sees, and its constraint.
+
+    Attributes:
+        zeros: of the constrained value's shape, where a simplex is exactly zero and stays so; ``None`` without any.
+            :meth:`value` does not know them, see :meth:`ParamSpace.exact`.
+    """
 
     name: str
     unconstrained: Tensor
     constraint: Any
+    zeros: Tensor | None = None
 
     def value(self) -> Tensor:
         """The constrained value, differentiable in the leaf."""
@@ -135,7 +141,10 @@ class ParamSpace:
         """Every parameter by name: those of the store, then point-estimated latents."""
         store = pyro.get_param_store()
         constraint_of = store.get_state()["constraints"]
-        found = {n: Leaf(n, u, constraint_of.get(n, constraints.real)) for n, u in store.named_parameters()}
+        zeros = self._zeros.zeros
+        found = {
+            n: Leaf(n, u, constraint_of.get(n, constraints.real), zeros.get(n)) for n, u in store.named_parameters()
+        }
         return {**found, **self._latents}
 
     def distinct(self) -> dict[str, Leaf]:
@@ -193,6 +202,14 @@ class ParamSpace:
     def exact(self, name: str, value: Tensor) -> Tensor:
         """A value of a parameter with the zeros that it started with; differentiable."""
         return self._zeros.exact(name, value)
+
+    def zeros(self) -> dict[str, Tensor]:
+        """By parameter that has any: where a simplex is exactly zero and stays so, a mask of its shape."""
+        return dict(self._zeros.zeros)
+
+    def put_zeros(self, zeros: Mapping[str, Tensor]) -> None:
+        """Let zeros be where they were in another space, and nowhere else."""
+        self._zeros.zeros = dict(zeros)
 
     def without_zeros(self) -> AbstractContextManager[None]:
         """Hand out values of parameters as their leaves have them, for the body of a ``with``."""

@@ -2,15 +2,18 @@
 
 :class:`ExactPosterior` answers from the factor graph: marginals and joints are gradients of the log evidence, the joint
 maximum and joint draws come from the same elimination in other arithmetic.
+
+Data that no state explains (log p = -inf) have no posterior: theirs is NaN, and that of all others is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -26,8 +29,10 @@ from pyro_em.graph import (
     clique_posteriors,
     log_evidence_terms,
     maximise,
+    refuse_impossible,
     sample,
 )
+from pyro_em.graph.core import core_of
 from pyro_em.graph.hidden import states_of
 
 __all__ = ["ExactPosterior", "Joint", "as_distribution", "check_names"]
@@ -39,7 +44,8 @@ class Joint:
 
     Attributes:
         names: the sites, in the order of the trailing axes.
-        probs: shape (*batch shape in the model, *number of states of each site); sums to one over the trailing axes.
+        probs: shape (*batch shape in the model, *number of states of each site); sums to one over the trailing axes,
+            and is NaN for impossible data.
         supports: the values of each site's states.
     """
 
@@ -51,6 +57,9 @@ class Joint:
 @dataclass(frozen=True)
 class ExactPosterior:
     """p(z | x) of every enumerated latent, exact, and point masses at the estimates of the global ones.
+
+    Each datum is there once, and every density counts as it is: weights and ``poutine.scale`` say how much the data
+    weigh in a fit, and count in ``log_evidence`` alone.
 
     Args:
         graph: the model at the fitted parameters and the data asked about.
@@ -69,7 +78,8 @@ class ExactPosterior:
         """The marginal posterior of a site, in the plate shape the site has in the model.
 
         Categorical, Bernoulli and OneHotCategorical latents come back as what they are; other finite supports as a
-        Categorical over the numbers 0, 1, ... of their states; point estimates as Delta.
+        Categorical over the numbers 0, 1, ... of their states; point estimates as Delta. Probabilities of impossible
+        data, whose ``log_likelihood`` is -inf, are NaN.
 
         Raises:
             KeyError: no latent of that name.
@@ -78,7 +88,7 @@ class ExactPosterior:
             value = self.estimates[name]
             return dist.Delta(value).to_event(value.dim())
         if name in map(states_of, self.graph.hidden):
-            return dist.Categorical(probs=self.chain(name).smoothed)
+            return as_distribution(self.chain(name).smoothed, None)
         return as_distribution(self.marginal(name), self.graph.layout[name].fn)
 
     def chain(self, name: str) -> ChainPosterior:
@@ -91,7 +101,7 @@ class ExactPosterior:
             KeyError: no latent of that name.
             ValueError: it is not part of a chain.
         """
-        return chain_posterior(self.graph, name)
+        return chain_posterior(self._unweighted, name)
 
     def joint(self, *names: str) -> Joint:
         """The joint posterior of latents whose plates are nested, neighbours or not; exact.
@@ -113,22 +123,20 @@ class ExactPosterior:
         if any(not set(v.plates) <= set(plates) for v in variables):
             raise ValueError(f"The plates of {list(names)} are not nested, so their joint is not one table per datum.")
         dims: tuple[Dim, ...] = (*plates, *variables)
-        probe = Factor(
-            f"joint{names}",
-            plates,
-            variables,
-            torch.zeros([d.size for d in dims], dtype=torch.float64),
-            self._scale(variables),
-        )
-        graph = self.graph.with_factors(probe)
-        table = clique_posteriors(graph).weights[-1] / probe.scale
+        probe = Factor(f"joint{names}", plates, variables, torch.zeros([d.size for d in dims], dtype=torch.float64))
+        table = _possible(clique_posteriors(self._unweighted.with_factors(probe)).weights[-1], len(variables))
         deepest = next(v.name for v in variables if v.plates == plates)
         probs = self.graph.layout[deepest].to_model(table, trailing=len(variables))
         return Joint(names, probs, tuple(self.graph.layout[name].support for name in names))
 
     def map(self) -> dict[str, Tensor]:
-        """The most probable joint assignment of all latents (Viterbi, for a chain), values in the model's shapes."""
-        states = maximise(self.graph)
+        """The most probable joint assignment of all latents (Viterbi, for a chain), values in the model's shapes.
+
+        Raises:
+            ModelError: some data are impossible; it says how many, and the first of them.
+        """
+        self._refuse_impossible_paths()
+        states = maximise(self._unweighted)
         found = {name: self.graph.layout[name].values(states[name]) for name in self.graph.variables}
         paths = {states_of(n): h.chain().best() for n, h in self.graph.hidden.items()}
         return {**found, **paths, **self.estimates}
@@ -138,14 +146,16 @@ class ExactPosterior:
 
         Raises:
             ValueError: ``num_samples`` below one.
+            ModelError: some data are impossible; it says how many, and the first of them.
         """
         check_count("num_samples", num_samples)
+        self._refuse_impossible_paths()
         paths = {states_of(n): h.chain().draw(num_samples) for n, h in self.graph.hidden.items()}
         return {**self.sample_with_log_prob(num_samples)[0], **paths}
 
     def sample_with_log_prob(self, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Joint draws of the model's own latents and, by enumerated site, log-probabilities that add up to theirs."""
-        states, log_probs = sample(self.graph, num_samples)
+        states, log_probs = sample(self._unweighted, num_samples)
         layout = self.graph.layout
         values = {n: layout[n].values(states[n]) for n in self.graph.variables}
         fixed = {n: v.expand(num_samples, *v.shape) for n, v in self.estimates.items()}
@@ -154,7 +164,8 @@ class ExactPosterior:
     @cached_property
     def log_evidence(self) -> float:
         """log p(x; params), latents summed out, total nats; densities of point estimates not counted."""
-        return float(sum(term.scaled.sum() for term in self._terms) if self._terms else 0.0)
+        terms = _terms(self.graph)
+        return float(sum(term.scaled.sum() for term in terms) if terms else 0.0)
 
     @cached_property
     def log_likelihoods(self) -> dict[str, Tensor]:
@@ -173,7 +184,7 @@ class ExactPosterior:
                 "Use log_evidence, or condition the model on those latents."
             )
         found: dict[str, Tensor] = {}
-        for term in self._terms:
+        for term in _terms(self._unweighted):
             name = term.plates[0].name if term.plates else ""
             value = term.table.reshape(term.plates[0].size, -1).sum(1) if term.plates else term.table.reshape(1)
             found[name] = found[name] + value if name in found else value
@@ -194,31 +205,43 @@ class ExactPosterior:
         return next(iter(found.values()))
 
     @cached_property
-    def _terms(self) -> list[Term]:
-        with torch.no_grad():
-            return log_evidence_terms(self.graph)
+    def _unweighted(self) -> FactorGraph:
+        factors = tuple(replace(f, scale=1.0) for f in self.graph.factors)
+        return replace(self.graph, weights={}, factors=factors)
 
     @cached_property
     def _cliques(self) -> tuple[Tensor, ...]:
-        return clique_posteriors(self.graph).weights
+        return clique_posteriors(self._unweighted).weights
+
+    def _refuse_impossible_paths(self) -> None:
+        for factor in self.graph.factors:
+            if factor.name in self.graph.hidden and not factor.scope:
+                refuse_impossible(states_of(factor.name), factor.table, factor.plates)
 
     def _variable(self, name: str) -> Variable:
         if name not in self.graph.variables:
             raise KeyError(f"No enumerated latent {name!r}; the model's latents are {list(self.sites)}.")
         return self.graph.variables[name]
 
-    def _scale(self, variables: tuple[Variable, ...]) -> float:
-        own = {v.name for v in variables}
-        return next((f.scale for f in self.graph.factors if f.name in own), 1.0)
-
     def marginal(self, name: str) -> Tensor:
         """Probabilities of an enumerated latent's states, shape (*batch shape in the model, states)."""
         variable = self._variable(name)
         at = next(i for i, f in enumerate(self.graph.factors) if f.name == variable.name)
-        factor, weight = self.graph.factors[at], self._cliques[at] / self.graph.factors[at].scale
+        factor, weight = self.graph.factors[at], self._cliques[at]
         others = [weight.dim() - len(factor.scope) + i for i, v in enumerate(factor.scope) if v != variable]
         table = weight.sum(others) if others else weight
-        return self.graph.layout[variable.name].to_model(table, trailing=1)
+        return self.graph.layout[variable.name].to_model(_possible(table, 1), trailing=1)
+
+
+def _terms(graph: FactorGraph) -> list[Term]:
+    with torch.no_grad():
+        return log_evidence_terms(graph)
+
+
+def _possible(table: Tensor, trailing: int) -> Tensor:
+    """Probabilities over the trailing axes, NaN where they are all zero: nothing is possible there."""
+    total = table.sum(list(range(-trailing, 0)), keepdim=True)
+    return torch.where(total > 0, table, torch.nan)
 
 
 def check_names(names: tuple[str, ...]) -> None:
@@ -235,9 +258,15 @@ def check_names(names: tuple[str, ...]) -> None:
 
 
 def as_distribution(probs: Tensor, fn: Any) -> dist.TorchDistribution:
-    """State probabilities as the kind of distribution the model's site ``fn`` is."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
+    """State probabilities as the kind of distribution the model's site ``fn`` is; rows of NaN may be among them."""
+    if not bool(probs.isnan().any()):
+        return _of_kind(probs, fn)
+    with pyro.validation_enabled(False):  # for one row of NaN torch refuses all rows
+        return _of_kind(probs, fn)
+
+
+def _of_kind(probs: Tensor, fn: Any) -> dist.TorchDistribution:
+    fn = core_of(fn).fn
     if isinstance(fn, torch.distributions.Bernoulli):
         return dist.Bernoulli(probs=probs[..., 1].clamp(0.0, 1.0))
     if isinstance(fn, torch.distributions.OneHotCategorical):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_em.graph import FactorGraph, Plate
 from pyro_em.graph.hidden import emitted, states_of
 from pyro_em.graph.trace import Intervention, is_subsample, run
 from pyro_em.posterior import ExactPosterior
@@ -26,7 +27,9 @@ def emit(posterior: ExactPosterior) -> None:
     """Sample every latent of an exact posterior by ``pyro.sample``, jointly.
 
     Each enumerated site is a point mass at its draw whose log-density is the draw's conditional log-probability, so the
-    sites' log-densities add up to log q(z | x), under the scale that the site has in the model.
+    sites' log-densities add up to log q(z | x), under the scale that the site has in the model, one for each datum or
+    one for all. Where elements of a plate have scales of their own, latents outside that plate are still drawn from a
+    posterior that counts each element once.
     """
     values, log_probs = posterior.sample_with_log_prob(1)
     graph = posterior.graph
@@ -35,7 +38,7 @@ def emit(posterior: ExactPosterior) -> None:
         if name in log_probs:
             layout = graph.layout[name]
             plates = dict(zip(layout.plate_dims, graph.variables[name].plates, strict=True))
-            scale = next(f.scale for f in graph.factors if f.name == name)
+            scale = _scale(graph, name, plates)
             fn = dist.Delta(value, log_density=log_probs[name].squeeze(0), event_dim=layout.support.dim() - 1)
         else:
             plates, scale = graph.priors[name].plates, 1.0
@@ -45,6 +48,15 @@ def emit(posterior: ExactPosterior) -> None:
                 stack.enter_context(IndepMessenger(plate.name, plate.size, dim))
             stack.enter_context(poutine.scale(scale=scale))
             pyro.sample(name, fn)
+
+
+def _scale(graph: FactorGraph, name: str, plates: Mapping[int, Plate]) -> float | Tensor:
+    """What multiplies a latent's log-density in the model, broadcast over its batch shape."""
+    scale: float | Tensor = next(f.scale for f in graph.factors if f.name == name)
+    for dim, plate in plates.items():
+        if plate.name in graph.weights:
+            scale = scale * graph.weights[plate.name].reshape(-1, *[1] * (-dim - 1))
+    return scale
 
 
 def posterior_guide(inference: Inference, use: Callable[[], AbstractContextManager[Any]]) -> Callable[..., None]:
@@ -84,7 +96,7 @@ def predict(
     model: Callable[..., Any], inference: Inference, args: tuple[Any, ...], kwargs: dict[str, Any], num_samples: int
 ) -> dict[str, Tensor]:
     """Draws of every site, by name: (num_samples, *shape); see :meth:`pyro_em.FitResult.predict`."""
-    with torch.no_grad(), poutine.block():
+    with torch.no_grad():
         seen = run(model, args, kwargs, Intervention())
         data = [n for n in seen.observation_nodes if not is_constant(seen.nodes[n])]
         posterior = inference.posterior(args, kwargs) if data else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyro import poutine
 from torch import Tensor
 
 from pyro_em.checked import check_count
@@ -86,7 +87,8 @@ class FitResult(Diagnosed):
     def posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The posterior over the latents, on the training data (no arguments) or given the model's arguments.
 
-        Each datum is there once: ``fit(weights=...)`` counts in ``result.log_evidence``, not here.
+        Each datum is there once: ``fit(weights=...)`` counts in ``result.log_evidence``, not here. Nor do posteriors
+        know ``poutine.scale``.
         """
         args, kwargs = self._arguments(args, kwargs)
         with self.use(), isolated_rng(), hinting(args, kwargs):
@@ -106,7 +108,7 @@ class FitResult(Diagnosed):
         """
         check_count("num_samples", num_samples)
         args, kwargs = self._arguments(args, kwargs)
-        with self.use(), seeded(seed), hinting(args, kwargs):
+        with poutine.block(), self.use(), seeded(seed), hinting(args, kwargs):
             return predict(self.model, self._checked_inference, args, kwargs, num_samples)
 
     @property
@@ -115,7 +117,9 @@ class FitResult(Diagnosed):
 
         It puts the fitted parameters in place by itself, so it can be called anywhere. Under EM each site is a point
         mass whose log-density is that of the exact posterior draw, so that log p(x, z) - log q(z) is log p(x) exactly
-        (not through Pyro's ELBOs where the model masks a latent: they drop its density on the model's side only).
+        (not through Pyro's ELBOs where the model masks a latent: they drop its density on the model's side only), each
+        log-density under its ``poutine.scale``. Draws know no scale: where elements of a plate have scales of their
+        own and a latent outside that plate depends on them, it is drawn as if they had none, and the difference varies.
         """
         return posterior_guide(self._checked_inference, self.use)
 

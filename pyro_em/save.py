@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn import Module
 
 from pyro_em.data import copied, dense, is_plain, open_batches
@@ -75,6 +76,7 @@ def encode(
         "history": fields["history"].to_dict("list"),
         "params": {n: v.detach().clone() for n, v in fields["params"].items()},
         "point": {n: leaf.unconstrained.detach().clone() for n, leaf in leaves.items()},
+        "zeros": {n: z.clone() for n, z in space.zeros().items()},
         "constraints": {n: str(leaf.constraint) for n, leaf in leaves.items()},
         "buffers": {n: b.detach().clone() for n, b in _buffers(modules).items()},
         "training": {n: m.training for n, m in modules.items()},
@@ -207,10 +209,20 @@ def _fill(
                 f"{leaves[name].constraint} in the model: the file belongs to another model."
             )
     space.restore(point)
+    space.put_zeros({n: z for n, z in _zeros(payload).items() if n in point})
     for name, value in buffers.items():
         present[name].data.copy_(value)
     for name, module in modules.items():
         module.training = payload["training"].get(name, module.training)
+
+
+def _zeros(payload: dict[str, Any]) -> dict[str, Tensor]:
+    """Where probabilities are exactly zero; in files from before these were written down, as the values have it."""
+    if "zeros" in payload:
+        return dict(payload["zeros"])
+    simplex = str(constraints.simplex)
+    found = {n: v == 0 for n, v in payload["params"].items() if payload["constraints"].get(n) == simplex}
+    return {n: zeros for n, zeros in found.items() if bool(zeros.any())}
 
 
 def _buffers(modules: dict[str, Module]) -> dict[str, Tensor]:

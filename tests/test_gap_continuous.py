@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoMultivariateNormal
 from shared.gap import X, at_start, factor_analysis, linear_guide
 from torch import Tensor
 from torch.distributions import constraints
@@ -123,9 +124,71 @@ def test_why_there_is_no_split(guide: Any, reason: str) -> None:
 
     gap = at_start(model, guide, X).gap(log_evidence=0.0, num_samples=10, steps=1)
     assert gap.amortization is gap.approximation is None
-    assert gap.total == -gap.elbo
-
+    assert gap.total == (None if guide is point else -gap.elbo)
     assert re.search(reason, gap.reason)
+
+
+@pytest.mark.parametrize("evidence", [None, -10.0])
+@pytest.mark.parametrize("automatic", [AutoDelta, AutoLaplaceApproximation])
+def test_no_kl_from_a_point_mass(automatic: Any, evidence: float | None) -> None:
+    gap = at_start(factor_analysis, automatic(factor_analysis), X).gap(log_evidence=evidence, num_samples=5, steps=2)
+    assert gap.total is gap.approximation is gap.amortization is None
+    assert gap.log_evidence == evidence
+    assert "is a point mass, and there is no KL from a point mass to a density" in gap.reason
+
+
+def test_a_point_mass_on_a_finite_latent_has_a_kl() -> None:
+    """It is -log p(z | x)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(1.0)) * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(pyro.param("shift", torch.tensor(0.0)) + (x > 0.5).double()))
+
+    gap = at_start(model, guide, X).gap(num_samples=3, steps=2)
+    z, odds = X > 0.5, torch.tensor(0.4).logit() + X - 0.5
+    expected = -torch.where(z, odds, -odds).sigmoid().log().sum().item()
+    assert gap.total == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [50, 1000])
+@pytest.mark.parametrize("fitted_for", [0, 300])
+def test_a_full_covariance_of_many_latents(fitted_for: int, steps: int) -> None:
+    """The family holds the posterior, so that the approximation gap is zero; steps of fixed length diverge."""
+    x = 1.4 * torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    strategy = SVI(AutoMultivariateNormal(factor_analysis), optim=ADAM, max_steps=fitted_for, patience=None)
+    result = fit(factor_analysis, x, strategy=strategy, seed=0, progress=False)
+    evidence = dist.Normal(0.0, (result.params["slope"] ** 2 + 0.25) ** 0.5).log_prob(x)
+    gap = result.gap(log_evidence=evidence, steps=steps, seed=0)
+    assert gap.total > 0
+    assert gap.amortization >= -2 * gap.amortization_stderr
+    assert gap.approximation >= -2 * gap.elbo_stderr
+    if steps == 1000:
+        assert gap.approximation == pytest.approx(0.0, abs=0.1)
+
+
+def test_an_evidence_that_cannot_be_leaves_no_split() -> None:
+    gap = at_start(factor_analysis, linear_guide, X).gap(log_evidence=-50.0, num_samples=50, steps=100, seed=0)
+    assert gap.amortization is gap.approximation is None
+    assert "comes out above the log evidence by more than its Monte Carlo error" in gap.reason
+
+
+def falls(*_: Any) -> Tensor:
+    """A bound that is lower at every look."""
+    falls.bound -= 1.0  # type: ignore[attr-defined]
+    return torch.tensor(falls.bound, requires_grad=True)  # type: ignore[attr-defined]
+
+
+def test_a_climb_that_never_rises_stays_and_has_no_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    falls.bound = 0.0  # type: ignore[attr-defined]
+    monkeypatch.setattr("pyro_em.diagnostics.climb.log_ratio", falls)
+    gap = at_start(factor_analysis, linear_guide, X).gap(num_samples=5, steps=20, seed=0)
+    assert gap.amortization is None
+    assert "end lower than it, however short the steps" in gap.reason
 
 
 def test_drawn_classes_beside_continuous_latents_have_no_split() -> None:

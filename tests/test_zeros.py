@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_em import EM, SVI, GradientMStep, RandomDraws, RandomResponsibilities, fit
+from pyro_em import EM, SVI, FitResult, GradientMStep, RandomDraws, RandomResponsibilities, fit
 
 quiet = partial(fit, progress=False)
 f64 = partial(torch.tensor, dtype=torch.float64)
@@ -98,6 +98,45 @@ def test_the_program_sees_them_in_use():
     with result.use():
         trace = pyro.poutine.trace(chain).get_trace(X)
     assert torch.equal(trace.nodes["trans"]["value"] == 0, LEFT_TO_RIGHT == 0)
+
+
+def test_draws_of_predictions_and_guides_see_them():
+    """Data that ask for a step back by more nats than the logarithm of the smallest number."""
+    result = quiet(chain, X, strategy=EM())
+    back = torch.cat([X, f64([200.0, 200.0, -200.0, -200.0, 300.0, 300.0])])
+    drawn = result.predict(back, num_samples=5, seed=0)
+    assert (torch.stack([drawn[f"z_{t}"] for t in range(len(back))]).diff(dim=0) >= 0).all()
+    for guide in (result.guide, quiet(chain, X, strategy=SVI(max_steps=2)).guide):
+        trace = pyro.poutine.trace(guide).get_trace(back)
+        assert (torch.stack([trace.nodes[f"z_{t}"]["value"] for t in range(len(back))]).diff() >= 0).all()
+        assert set(trace.nodes) == {"_INPUT", "_RETURN", *(f"z_{t}" for t in range(len(back)))}
+
+
+INSIDE = f64([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
+
+
+@pytest.mark.parametrize("strategy", [EM(max_steps=3), SVI(max_steps=3)])
+@pytest.mark.parametrize(("own", "start"), [(INSIDE, LEFT_TO_RIGHT), (LEFT_TO_RIGHT, INSIDE), (INSIDE, INSIDE)])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_file_has_the_zeros_of_the_fit(own, start, strategy, in_file, tmp_path):
+    """Whether the model had them, or others, and also a file from before zeros were written down."""
+    one = quiet(chain, X, own, strategy=strategy, init={"trans": start})
+    one.save(tmp_path / "fit.pt")
+    if not in_file:
+        payload = torch.load(tmp_path / "fit.pt", weights_only=True)
+        del payload["zeros"]
+        torch.save(payload, tmp_path / "fit.pt")
+    two = FitResult.load(tmp_path / "fit.pt", chain)
+    back = torch.cat([X, f64([200.0, 200.0, -200.0, -200.0, 300.0, 300.0])])
+    with one.use():
+        expected = pyro.param("trans").detach().clone()
+    with two.use():
+        assert torch.equal(pyro.param("trans"), expected)
+        assert torch.equal(pyro.param("trans") == 0, start == 0)
+    assert all(torch.equal(value, two.posterior(back).map()[name]) for name, value in one.posterior(back).map().items())
+    assert (one.aic, one.objective) == (two.aic, two.objective)
+    again = [quiet(chain, X, own, strategy=EM(max_steps=2), init=result) for result in (one, two)]
+    assert torch.equal(again[0].params["trans"], again[1].params["trans"])
 
 
 def test_the_callers_tensor_stays():

@@ -66,7 +66,7 @@ def _second(gradients: list[Tensor], leaves: list[Tensor], direction: list[Tenso
 def _free(gradients: list[Tensor], freedoms: Sequence[Freedom]) -> Tensor:
     """Derivatives in the leaves as derivatives in free coordinates, one vector."""
     parts = [
-        torch.einsum("bm,bmr->br", f.events(g.to(torch.float64)), f.basis).reshape(-1)
+        f.gathered(torch.einsum("bm,bmr->br", f.events(g.to(torch.float64)), f.basis))
         for g, f in zip(gradients, freedoms, strict=True)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
@@ -76,7 +76,7 @@ def _step(coordinates: Tensor, freedoms: Sequence[Freedom]) -> list[Tensor]:
     """A vector of free coordinates as steps of the leaves."""
     parts = coordinates.split([f.size for f in freedoms])
     return [
-        torch.einsum("br,bmr->bm", part.reshape(len(f.basis), -1), f.basis)
+        torch.einsum("br,bmr->bm", f.scattered(part), f.basis)
         .reshape(f.leaf.unconstrained.shape)
         .to(f.leaf.unconstrained)
         for part, f in zip(parts, freedoms, strict=True)

@@ -44,7 +44,8 @@ class Diagnosed(ABC):
         model being held fixed; the approximation gap is the rest. Under EM all are zero. A guide over finite latents is
         summed over exactly, and its best tables are found site by site in closed form. Otherwise L is a mean over
         draws, and arguments climb by Adam from where the guide puts them, which needs reparameterised sites whose
-        arguments do not depend on other draws: without these there is no split, and ``reason`` says so.
+        arguments do not depend on other draws: without these there is no split, and ``reason`` says so. Nor is there a
+        total where the guide is a point mass on a continuous latent. The climb never ends below where it began.
 
         Args:
             *args, **kwargs: the model's arguments; none: the training data.
@@ -85,7 +86,8 @@ class Diagnosed(ABC):
         sqrt(diag(J I^-1 J')): I is the observed information, minus the Hessian of log p(x) (with the log-priors that
         the fit counted) in unconstrained coordinates at ``params``, exact by automatic differentiation; J is the
         derivative of the constrained values (the delta method). Latents are summed out, so that what they leave unknown
-        is counted. Fixed parameters and those of a guide have none.
+        is counted. Fixed parameters and those of a guide have none; probabilities that stay at exactly zero have an
+        error of zero.
 
         Returns:
             By parameter, a tensor of its shape; one that has several names is under the first of them.
@@ -127,7 +129,8 @@ class Diagnosed(ABC):
     def num_params(self) -> int:
         """Free dimensions of the model's parameters, K - 1 for a simplex of K, D (D + 1) / 2 for a covariance.
 
-        A tensor under several names counts once, a point-estimated latent as a parameter; fixed parameters and those of
+        Probabilities that start at exactly zero stay there, and do not count: a row of K with k zeros has K - 1 - k. A
+        tensor under several names counts once, a point-estimated latent as a parameter; fixed parameters and those of
         a guide do not count.
         """
         with self._fitted((), {}, seed=0) as fitted:

@@ -2,7 +2,8 @@
 
 Pyro keeps a parameter as unconstrained numbers u, and some constraints take more of them than there are dimensions: a
 softmax of K numbers is a simplex of K - 1 dimensions, a lower-triangular matrix ignores what stands above its diagonal.
-Directions of u that leave the value as it is carry no information and must not be counted.
+Directions of u that leave the value as it is carry no information and must not be counted. Neither must probabilities
+that are exactly zero and stay so: a row of K with k of them has K - 1 - k dimensions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Freedom:
     """Free coordinates of a parameter, about its present value.
 
     The parameter is a batch of B events of m unconstrained numbers each, which the constraint maps to q values: scalars
-    one by one (m = q = 1) where it is elementwise, the rows of a simplex, whole matrices.
+    one by one (m = q = 1) where it is elementwise, the rows of a simplex, whole matrices. All have as many columns in
+    the basis, r; where rows differ in their zeros, those that have fewer dimensions have columns that are not ``live``.
 
     Args:
         leaf: the parameter.
@@ -80,7 +82,12 @@ class Freedom:
 
     @cached_property
     def basis(self) -> Tensor:
-        """Orthonormal free directions, shape (B, m, r): each moves the value, and together they do all that u can."""
+        """Orthonormal free directions, shape (B, m, r): each moves the value, and together they do all that u can.
+
+        Columns that are not ``live`` are zero.
+        """
+        if self.zeros is not None:
+            return _within_support(self.zeros)
         if self.is_elementwise:
             return torch.ones(len(self.point), 1, 1, dtype=torch.float64)
         jacobian = self._jacobian(_generic(self.point[:1]))[0]
@@ -92,17 +99,47 @@ class Freedom:
         return torch.linalg.svd(here).Vh[:, :rank].mT
 
     @cached_property
+    def zeros(self) -> Tensor | None:
+        """Entries of each row that are exactly zero and stay so, shape (B, m)."""
+        return None if self.leaf.zeros is None else self.events(self.leaf.zeros)
+
+    @cached_property
+    def live(self) -> Tensor:
+        """Which columns of the basis are free directions, shape (B, r)."""
+        return self.basis.any(1)
+
+    @property
+    def value(self) -> Tensor:
+        """The constrained value, float64, its zeros exact."""
+        value = self.leaf.value().detach().to(torch.float64)
+        if self.leaf.zeros is None:
+            return value
+        kept = value.masked_fill(self.leaf.zeros, 0.0)
+        return kept / kept.sum(-1, keepdim=True)
+
+    def gathered(self, table: Tensor) -> Tensor:
+        """Free coordinates as one vector, shape (size,), from a table of shape (B, r)."""
+        return table[self.live]
+
+    def scattered(self, coordinates: Tensor) -> Tensor:
+        """The table, shape (B, r), of a vector of free coordinates, zero in columns that are not ``live``."""
+        return coordinates.new_zeros(self.live.shape).masked_scatter(self.live, coordinates)
+
+    @cached_property
     def slope(self) -> Tensor:
         """How values move along the basis: shape (B, q, r)."""
         return self._jacobian(self.point) @ self.basis
 
     @property
     def size(self) -> int:
-        """Number of free coordinates, B r."""
-        return self.basis.shape[0] * self.basis.shape[2]
+        """Number of free coordinates."""
+        return int(self.live.sum())
 
     def _jacobian(self, point: Tensor) -> Tensor:
         """Of values in unconstrained numbers, shape (B, q, m)."""
+        if self.zeros is not None:
+            p = point.masked_fill(self.zeros, -torch.inf).softmax(-1)
+            return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
         if self.is_elementwise:
             with torch.enable_grad():
                 u = point.detach().requires_grad_(True)
@@ -125,9 +162,11 @@ class Freedom:
 
 def free_dimensions(leaf: Leaf) -> int:
     """Dimensions of the set that the parameter's constraint leaves: K - 1 for a simplex of K, D (D + 1) / 2 for a
-    covariance matrix.
+    covariance matrix; entries that are zero and stay so are none.
     """
     freedom = Freedom(leaf)
+    if freedom.zeros is not None:
+        return int((~freedom.zeros).sum()) - len(freedom.zeros)
     if freedom.is_elementwise:
         return leaf.unconstrained.numel()
     events = freedom.point
@@ -151,6 +190,26 @@ def _event_dims(constraint: Any) -> tuple[int, int]:
         return -1, -1
     transform = transform_to(constraint)
     return transform.domain.event_dim, transform.codomain.event_dim
+
+
+def _within_support(zeros: Tensor) -> Tensor:
+    """Orthonormal directions in which the entries of rows that are not ``zeros`` move against each other.
+
+    Args:
+        zeros: shape (B, m).
+
+    Returns:
+        Shape (B, m, m - 1), filled up with columns of zeros.
+    """
+    rows, size = zeros.shape
+    basis = torch.zeros(rows, size, size - 1, dtype=torch.float64)
+    for pattern in zeros.unique(dim=0):
+        inside = (~pattern).nonzero().squeeze(-1)
+        against = torch.eye(len(inside), dtype=torch.float64) - 1 / len(inside)  # all that sums to zero
+        directions = torch.zeros(size, size - 1, dtype=torch.float64)
+        directions[inside, : len(inside) - 1] = torch.linalg.svd(against).U[:, : len(inside) - 1]
+        basis[(zeros == pattern).all(-1)] = directions
+    return basis
 
 
 def _generic(events: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from pyro_em.diagnostics.bound import Arguments, exact_bound, finite_guide, log_ratio
+from pyro_em.diagnostics.bound import exact_bound, finite_guide, log_ratio
+from pyro_em.diagnostics.climb import climb, rise
 from pyro_em.diagnostics.evidence import Fitted
+from pyro_em.diagnostics.masses import point_masses
 from pyro_em.diagnostics.refine import free_guide
 from pyro_em.diagnostics.tables import best_table_bound
 from pyro_em.errors import ModelError
-from pyro_em.strategy import Inference
 
 __all__ = ["Gap", "measure_gap"]
 
@@ -32,7 +33,8 @@ class Gap:
         amortization: what is lost because one function computes the arguments for all data.
         elbo_stderr: Monte Carlo standard error of ``elbo``; zero where it is exact.
         amortization_stderr: that of ``amortization``, whose two bounds are taken at the same random numbers.
-        reason: why a part is ``None``.
+        reason: why a part is ``None``: the log evidence is not known, the guide is a point mass from which there is no
+            KL to a density, or its parts cannot be told apart.
     """
 
     log_evidence: float | None
@@ -61,7 +63,7 @@ def measure_gap(fitted: Fitted, evidence: float | Tensor | None, num_samples: in
         if isinstance(best, str):
             return _split(known, elbo, None, reason=best)
         return _split(known, elbo, best - elbo)
-    return _by_draws(inference, data, known, num_samples, steps)
+    return _by_draws(fitted, known, num_samples, steps)
 
 
 def _known(fitted: Fitted) -> float | None:
@@ -71,19 +73,28 @@ def _known(fitted: Fitted) -> float | None:
         return None
 
 
-def _by_draws(inference: Inference, data: Arguments, known: float | None, num_samples: int, steps: int) -> Gap:
+def _by_draws(fitted: Fitted, known: float | None, num_samples: int, steps: int) -> Gap:
+    inference, data = fitted.inference, fitted.data
+    masses = point_masses(fitted.model, inference.guide, data)
     state = get_rng_state()
     with torch.no_grad():
         values = _draws(partial(log_ratio, inference, inference.guide, data), num_samples)
     elbo, error = float(values.mean()), _stderr(values)
+    if masses:
+        return Gap(known, elbo, None, None, None, error, reason=POINT_MASS.format(masses[0]))
     free = free_guide(inference.guide, data)
     if isinstance(free, str):
         return _split(known, elbo, None, error, reason=free)
-    free.climb(inference, data, steps)
+    settled = climb(free, inference, data, steps)
     set_rng_state(state)  # the same random numbers for both, so that most of their noise cancels
     with torch.no_grad():
-        gains = _draws(partial(log_ratio, inference, free, data), num_samples) - values
-    return _split(known, elbo, float(gains.mean()), error, _stderr(gains))
+        best = _draws(partial(log_ratio, inference, free, data), num_samples)
+    gain = rise(values, best)
+    if not settled or gain.falls(FAR):
+        return _split(known, elbo, None, error, reason=FALLS)
+    if known is not None and not float(best.mean()) - known <= FAR * _stderr(best) + ROUNDING * (1 + abs(known)):
+        return _split(known, elbo, None, error, reason=ABOVE)
+    return _split(known, elbo, gain.mean, error, gain.stderr)
 
 
 def _draws(value: partial[Tensor], count: int) -> Tensor:
@@ -112,6 +123,14 @@ def _split(
     return Gap(known, elbo, total, approximation, amortization, error, gain_error, reason)
 
 
+FAR = 4.0  # standard errors
+ROUNDING = 1e-5  # of a log evidence by quadrature
+FALLS = "with arguments of their own the guide's distributions end lower than it, however short the steps"
+ABOVE = "the bound of free arguments comes out above the log evidence by more than its Monte Carlo error"
+POINT_MASS = (
+    "No total: site {!r} of the guide is a point mass, and there is no KL from a point mass to a density. elbo is the "
+    "log joint there."
+)
 UNKNOWN = (
     "The log evidence is not known exactly: pass log_evidence=, for instance "
     "result.evidence_by_quadrature().log_evidence where each datum has at most three continuous latents."

@@ -48,7 +48,7 @@ class Information:
 
     def vcov(self) -> pd.DataFrame:
         """Covariances of all elements in constrained space, J C J', labelled ``name[i,j]``."""
-        slopes = [row for f in self.freedoms for row in f.slope]
+        slopes = [row[:, live] for f in self.freedoms for row, live in zip(f.slope, f.live, strict=True)]
         jacobian = torch.block_diag(*slopes) if slopes else torch.zeros(0, 0, dtype=torch.float64)
         labels = [label for f in self.freedoms for label in element_labels(f.leaf.name, _shape(f))]
         return pd.DataFrame((jacobian @ self.covariance @ jacobian.mT).numpy(), index=labels, columns=labels)
@@ -66,12 +66,13 @@ class Information:
 
     @cached_property
     def _own(self) -> list[Tensor]:
-        """The covariance of each parameter's own coordinates, event by event: shape (B, r, r)."""
+        """The covariance of each parameter's own coordinates, event by event: shape (B, r, r), zero where not live."""
         found, at = [], 0
         for f in self.freedoms:
-            events, r = f.basis.shape[0], f.basis.shape[2]
-            index = at + torch.arange(f.size).reshape(events, r)
-            found.append(self.covariance[index[:, :, None], index[:, None, :]])
+            own = torch.zeros(*f.live.shape, f.live.shape[-1], dtype=torch.float64)
+            index = f.scattered(at + torch.arange(f.size))
+            each = self.covariance[index[:, :, None], index[:, None, :]] if f.size else own
+            found.append(torch.where(f.live[:, :, None] & f.live[:, None, :], each, own))
             at += f.size
         return found
 
@@ -82,14 +83,14 @@ def _shape(freedom: Freedom) -> torch.Size:
 
 def _interval(freedom: Freedom, covariance: Tensor, errors: Tensor, z: float) -> Tensor:
     """Lower and upper bounds, shape (elements, 2)."""
-    value = freedom.leaf.value().detach().to(torch.float64)
+    value = freedom.value
     if freedom.is_elementwise:
         half = z * covariance.reshape(-1).sqrt().reshape(freedom.leaf.unconstrained.shape)
         u = freedom.leaf.unconstrained.detach().to(torch.float64)
         ends = [transform_to(freedom.constraint)(end).reshape(-1) for end in (u - half, u + half)]
         return torch.stack(ends, 1).sort(1).values
     if freedom.is_simplex:
-        half = z * errors / (value * (1 - value))
+        half = torch.where(errors > 0, z * errors / (value * (1 - value)), 0.0)  # zeros and ones that stay
         return torch.stack([(value.logit() + sign * half).sigmoid().reshape(-1) for sign in (-1, 1)], 1)
     return torch.stack([(value + sign * z * errors).reshape(-1) for sign in (-1, 1)], 1)
 
@@ -141,10 +142,10 @@ def _check_flat(freedoms: tuple[Freedom, ...], information: Tensor) -> None:
             raise InformationError(_at_the_edge(f, "gives the log evidence derivatives that are not finite"))
         if not f.is_logarithmic or not f.size:
             continue
-        spread = torch.block_diag(*f.basis)  # from free coordinates to all
-        each = ((spread @ own) * spread).sum(1)
-        if bool((each.abs() <= FLAT).any()):
-            label = element_labels(f.leaf.name, f.leaf.unconstrained.shape)[int(each.abs().argmin())]
+        spread = torch.block_diag(*f.basis)[:, f.live.reshape(-1)]  # from free coordinates to all
+        each = torch.where(spread.any(1), ((spread @ own) * spread).sum(1).abs(), torch.inf)
+        if bool((each <= FLAT).any()):
+            label = element_labels(f.leaf.name, f.leaf.unconstrained.shape)[int(each.argmin())]
             raise InformationError(_at_the_edge(f, f"is flat there: the log evidence does not change with {label!r}"))
 
 

@@ -19,17 +19,16 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_em.diagnostics.bound import Arguments, log_ratio
+from pyro_em.diagnostics.bound import Arguments
 from pyro_em.graph import Intervention
+from pyro_em.graph.core import core_of
 from pyro_em.graph.trace import is_latent, run
 from pyro_em.guide_posterior import depends_on_draws
-from pyro_em.strategy import Inference
 
-__all__ = ["FreeGuide", "base_of", "free_guide"]
+__all__ = ["FreeGuide", "free_guide"]
 
 # Of arguments that say the same, the first that a distribution knows is set free.
 ALTERNATIVES = (("logits", "probs"), ("scale_tril", "covariance_matrix", "precision_matrix"))
-FIRST_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class FreeSite:
 
     def distribution(self, detached: bool = False) -> Any:
         """The distribution at the free arguments."""
-        base = base_of(self.fn)
+        base = core_of(self.fn).fn
         found = {}
         for name, step in self.steps.items():
             point = self.origin[name] + self.unit[name] * (step.detach() if detached else step)
@@ -71,24 +70,14 @@ class FreeGuide:
         with _Replace({n: s.distribution() for n, s in self.sites.items()}):
             self.guide(*args, **kwargs)
 
-    def climb(self, inference: Inference, data: Arguments, steps: int) -> None:
-        """Raise the bound by Adam, with steps that shrink to nothing.
+    @property
+    def steps(self) -> list[Tensor]:
+        """All free numbers, zero where the guide has its own arguments."""
+        return [step for site in self.sites.values() for step in site.steps.values()]
 
-        Gradients follow the draws alone, not the density they are scored by: that part is zero in expectation, and
-        without it the noise vanishes where q is the posterior (Roeder, Wu & Duvenaud 2017).
-        """
-        free = [step for site in self.sites.values() for step in site.steps.values()]
-        optimizer = torch.optim.Adam(free, lr=FIRST_STEP)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        for _ in range(steps):
-            with torch.enable_grad():
-                scored = {n: s.distribution(detached=True) for n, s in self.sites.items()}
-                value = log_ratio(inference, self, data, scored)
-                found = torch.autograd.grad(-value, free, allow_unused=True)
-            for step, grad in zip(free, found, strict=True):
-                step.grad = grad
-            optimizer.step()
-            schedule.step()
+    def scored(self) -> dict[str, Any]:
+        """The distributions by site, through which no gradient passes."""
+        return {n: s.distribution(detached=True) for n, s in self.sites.items()}
 
 
 class _Replace(Messenger):
@@ -114,7 +103,7 @@ def free_guide(guide: Callable[..., Any], data: Arguments) -> FreeGuide | str:
         if not is_latent(site):
             continue
         depends = depends_on_draws(tracked, name)
-        if isinstance(base_of(site["fn"]), dist.Delta):
+        if isinstance(core_of(site["fn"]).fn, dist.Delta):
             if not depends:
                 return f"site {name!r} of the guide is a point mass"
             continue  # a function of other draws, which are free
@@ -124,16 +113,9 @@ def free_guide(guide: Callable[..., Any], data: Arguments) -> FreeGuide | str:
             return f"site {name!r} of the guide is drawn without reparameterisation; leave it to the exact sum"
         found = _free_site(site["fn"], site["value"])
         if isinstance(found, str):
-            return f"site {name!r} of the guide is a {type(base_of(site['fn'])).__name__}, {found}"
+            return f"site {name!r} of the guide is a {type(core_of(site['fn']).fn).__name__}, {found}"
         sites[name] = found
     return FreeGuide(guide, sites)
-
-
-def base_of(fn: Any) -> Any:
-    """The distribution inside ``to_event``, ``mask`` and ``expand_by``."""
-    while isinstance(fn, torch.distributions.Independent | MaskedDistribution | ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _rewrap(fn: Any, base: Any) -> Any:
@@ -146,7 +128,7 @@ def _rewrap(fn: Any, base: Any) -> Any:
 
 
 def _free_site(fn: Any, value: Tensor) -> FreeSite | str:
-    base = base_of(fn)
+    base = core_of(fn).fn
     names = _arguments(base)
     if not names:
         return "which has no arguments of its own"

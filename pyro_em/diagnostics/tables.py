@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_em.diagnostics.bound import FiniteGuide, exact_bound
-from pyro_em.diagnostics.refine import base_of
 from pyro_em.graph import FactorGraph, clique_posteriors
+from pyro_em.graph.core import core_of
 
 __all__ = ["best_table_bound"]
 
@@ -29,7 +29,7 @@ def best_table_bound(pair: FiniteGuide) -> float | str:
     Of several that the guide has apart, it is a local maximum, the one uphill from the guide.
     """
     q = pair.guide
-    other = [n for n in q.variables if not isinstance(base_of(q.layout[n].fn), ANY_TABLE)]
+    other = [n for n in q.variables if not isinstance(core_of(q.layout[n].fn).fn, ANY_TABLE)]
     if other:
         return f"the distributions of {other} in the guide are not tables over their states"
     start = float(exact_bound(pair))

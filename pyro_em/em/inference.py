@@ -74,6 +74,6 @@ class ExactInference:
 
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a guide: joint draws from the exact posterior."""
-        with poutine.block():
+        with poutine.block(), self.space.active():  # in this order: what restores zeros must see the parameters
             posterior = self.posterior(args, kwargs)
         emit(posterior)

@@ -16,6 +16,7 @@ from pyro_em.graph.eliminate import (
     weighted,
 )
 from pyro_em.graph.factor import Dim, Factor, FactorGraph, Layout, Plate, Variable
+from pyro_em.graph.possible import refuse_impossible
 from pyro_em.graph.program import Program
 from pyro_em.graph.survey import Survey, survey
 from pyro_em.graph.trace import Intervention
@@ -41,6 +42,7 @@ __all__ = [
     "log_evidence",
     "log_evidence_terms",
     "maximise",
+    "refuse_impossible",
     "sample",
     "split",
     "survey",

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_em.chains import forward, sample, viterbi
 from pyro_em.graph.factor import Factor, FactorGraph, Plate, Variable
 from pyro_em.graph.frames import Frames, Seat, find_frames
+from pyro_em.graph.possible import refuse_impossible
 from pyro_em.graph.wiring import Place, Wired, Wiring, wire
 
 __all__ = ["Chain", "alike", "components", "split"]
@@ -50,6 +51,7 @@ class Chain:
         wired = self.tables(graph)
         paths, best = viterbi(wired.tables)
         by_hub = best.reshape(self.frames.num_hubs, -1) + wired.hub
+        self._refuse_impossible(by_hub)
         hub = by_hub.argmax(0)
         return {n: s[0] for n, s in self._states(self._chosen(paths[None], hub[None]), hub[None]).items()}
 
@@ -58,11 +60,16 @@ class Chain:
         wired = self.tables(graph)
         filtered = forward(wired.tables)
         by_hub = filtered.log_evidence.reshape(self.frames.num_hubs, -1) + wired.hub
+        self._refuse_impossible(by_hub)
         noise = -torch.empty(samples, *by_hub.shape, dtype=torch.float64).exponential_().log()
         hub = (by_hub + noise).argmax(1)
         uniforms = torch.rand(samples, *wired.tables.emission.shape[:2], dtype=torch.float64)
         states = self._states(self._chosen(sample(filtered, uniforms), hub), hub)
         return states, self._log_probs(graph, states, by_hub.logsumexp(0))
+
+    def _refuse_impossible(self, by_hub: Tensor) -> None:
+        log_prob = by_hub.amax(0).reshape([p.size for p in self.frames.plates])
+        refuse_impossible(self.frames.frames[0][0].name, log_prob, self.frames.plates)
 
     def _potentials(self, graph: FactorGraph) -> list[Tensor]:
         return [potential([graph.factors[i] for i in slot], self.frames.plates, graph.weights) for slot in self.slots]

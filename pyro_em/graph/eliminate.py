@@ -18,6 +18,7 @@ from pyro_em.graph.chain import split
 from pyro_em.graph.factor import Dim, Factor, FactorGraph, Plate, Variable
 from pyro_em.graph.logsumexp import logsumexp
 from pyro_em.graph.plan import Plan, PlateProduct, SumOut, plan_for
+from pyro_em.graph.possible import refuse_impossible
 
 __all__ = [
     "Cliques",
@@ -133,7 +134,8 @@ class Cliques:
 def clique_posteriors(graph: FactorGraph) -> Cliques:
     """Exact posteriors over all cliques, aligned with ``graph.factors``: shape (*plates, *scope), one per factor.
 
-    Each sums to its factor's scale over the scope. A factor without variables gets the scale itself, a scalar.
+    Each sums to its factor's scale over the scope, or to zero where the data are impossible (log p = -inf), which says
+    nothing of other data. A factor without variables gets the scale itself, a scalar.
     """
     counted = bool(graph.weights)
     tables = [
@@ -144,8 +146,8 @@ def clique_posteriors(graph: FactorGraph) -> Cliques:
     with torch.enable_grad():
         terms = [term.scaled for term in log_evidence_terms(graph.with_tables(tables))]
         total = torch.stack([zero, *(term.sum() for term in terms)]).sum()
-        finite = bool(torch.isfinite(total))
-        found = torch.autograd.grad(total, hidden) if hidden and finite else [torch.zeros_like(t) for t in hidden]
+        usable = bool(total < torch.inf)  # where a density is infinite or NaN, so is what follows from it
+        found = torch.autograd.grad(total, hidden) if hidden and usable else [torch.zeros_like(t) for t in hidden]
     gradients = iter(found)
     weights = tuple(
         next(gradients) if t.requires_grad else torch.tensor(f.scale, dtype=torch.float64)
@@ -229,6 +231,8 @@ def _backward(
     steps = [step for step in plan.steps if isinstance(step, SumOut)]
     for step, product in zip(reversed(steps), reversed(products), strict=True):
         conditional = index_table(product, step.dims, states, samples)
+        plates = [d for d in step.dims if isinstance(d, Plate)]
+        refuse_impossible(step.variable.name, conditional[0].amax(-1), plates)
         state = choose(conditional)
         log_prob = conditional - logsumexp(conditional).unsqueeze(-1)
         states[step.variable] = state

@@ -115,6 +115,6 @@ class GuideInference:
     def sample(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a guide: the guide's own sites, then draws of the rest given them."""
         _, intervention = draw_guide(self.guide, args, kwargs, {})
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), poutine.block(), self.space.active():
             rest = ExactPosterior(self.program.graph(args, kwargs, intervention).evaluated(), {})
         emit(rest)
