@@ -122,7 +122,8 @@ def test_a_model_that_fails_at_any_run(name: str, strategy: Any) -> None:
 
         with unharmed(model, args, kwargs), expected_failure():
             fit(failing, *args, strategy=strategy, progress=False, **kwargs)
-        assert runs == last or last > 5
+        # after a failure under enumeration, one plain run tells whether enumeration is to blame
+        assert runs in (last, last + 1) or last > 5
 
 
 @contextmanager
