@@ -264,5 +264,5 @@ def test_result_reads_well(fitted: FitResult) -> None:
 
 
 def test_refusal_of_new_data_is_a_sentence(fitted: FitResult) -> None:
-    with pytest.raises(ModelError, match="NaN that no mask hides"):
+    with pytest.raises(ModelError, match="NaN or an infinite value that no mask hides"):
         fitted.posterior(torch.tensor([0.0, float("nan")]))

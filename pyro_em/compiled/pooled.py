@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_em.compiled.collapse import Variances, collapsed, held, is_low, is_narrow
 from pyro_em.compiled.elements import ElementFactor
-from pyro_em.compiled.pieces import Piece, Pieces
+from pyro_em.compiled.pieces import Pieces
+from pyro_em.compiled.pool import Pool, pooled, shape_of
 from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations, least
 from pyro_em.compiled.solve import Guard
 from pyro_em.families import Cells, Family
@@ -110,12 +111,12 @@ class Pooled:
             seen.note(pool, cells, self.is_spread)
             yield pool.family, cells
 
-    def _pool(self, factors: Sequence[ElementFactor], theta: Tensor) -> _Pool:
+    def _pool(self, factors: Sequence[ElementFactor], theta: Tensor) -> Pool:
         kind, name, link = self.key
         alike = [f for f in factors if type(f.family) is kind and not f.routes[name].is_affine]
-        return _pooled([f for f in alike if f.routes[name].link == link], name, theta)
+        return pooled([f for f in alike if f.routes[name].link == link], name, theta)
 
-    def _limited(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard, climb: Climb) -> Tensor:
+    def _limited(self, pool: Pool, found: Tensor, seen: _Seen, guard: Guard, climb: Climb) -> Tensor:
         """What Newton's method found, no concentration beyond all limits."""
         kind, name, _ = self.key
         if name not in concentrations(kind):
@@ -158,7 +159,7 @@ class Pooled:
         ]
         return torch.stack(found).amin(0)
 
-    def _refuse(self, pool: _Pool, seen: _Seen, lowest: Tensor, guard: Guard) -> None:
+    def _refuse(self, pool: Pool, seen: _Seen, lowest: Tensor, guard: Guard) -> None:
         kind, name, _ = self.key
         sharp = (lowest >= SHARP[guard.dtype]) & self._spoken_of(pool, seen)
         if bool(sharp.any()):
@@ -166,11 +167,11 @@ class Pooled:
             element, value, count = int(pool.values[g].reshape(-1)[0]), float(lowest[g]), float(seen.counts[g])
             raise collapsed(kind.__name__, name, element, value, count, guard.coordinates, "rose")
 
-    def _spoken_of(self, pool: _Pool, seen: _Seen) -> Tensor:
+    def _spoken_of(self, pool: Pool, seen: _Seen) -> Tensor:
         """Which values have data and may move, shape (G,)."""
         return (seen.counts > 0) & torch.isin(pool.values, self.movable).any(1)
 
-    def _guarded(self, pool: _Pool, found: Tensor, seen: _Seen, guard: Guard, again: Again) -> Tensor:
+    def _guarded(self, pool: Pool, found: Tensor, seen: _Seen, guard: Guard, again: Again) -> Tensor:
         """The values, none of them collapsed."""
         kind, name, _ = self.key
         data, spoken_of = self.variances[0], self._spoken_of(pool, seen)
@@ -198,80 +199,18 @@ def _covariance(pieces: Iterable[tuple[Any, Cells]]) -> Tensor:
     return found
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """The elements of all sites that share an argument.
-
-    Attributes:
-        values: positions in theta of each value of the argument, shape (G, block).
-        group: which of them each element uses, shape (C,).
-        args: all arguments of each element.
-        present: each value at theta.
-    """
-
-    members: list[ElementFactor]
-    values: Tensor
-    group: Tensor
-    args: dict[str, Tensor]
-    present: Tensor
-
-    @property
-    def family(self) -> Family:
-        """That of the members."""
-        return self.members[0].family
-
-    def cells(self, piece: Piece) -> Cells:
-        """The elements, each a cell of its own."""
-        stats = torch.cat([piece.stats[f.name].flatten(0, -2) for f in self.members])
-        return Cells(stats, self.args, self.group, len(self.values))
-
-
-def _pooled(members: list[ElementFactor], name: str, theta: Tensor) -> _Pool:
-    rows, args = [], []
-    for f in members:
-        index = f.routes[name].index
-        assert index is not None
-        shape, block = _shape(f), index.shape[3:]
-        rows.append(index.expand(*shape, *block).reshape(-1, *block))
-        here = f.args(theta, slice(None))
-        args.append({n: a.expand(*shape, *a.shape[3:]).reshape(-1, *a.shape[3:]) for n, a in here.items()})
-    flat = torch.cat([r.flatten(1) if r.dim() > 1 else r.unsqueeze(1) for r in rows])
-    values, group = _distinct(flat)
-    together = {n: torch.cat([a[n] for a in args]) for n in args[0]}
-    present = together[name].new_zeros(len(values), *together[name].shape[1:])
-    present[group] = together[name]
-    return _Pool(members, values, group, together, present)
-
-
-def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows of integers in order, and which of them each row is: ``unique(dim=0)`` sorts all rows, where
-    blocks of parameters differ in their first element.
-    """
-    first = rows[:, 0] - rows[:, 0].min()
-    sample = torch.zeros(int(first.max()) + 1, dtype=torch.long).index_copy_(0, first, torch.arange(len(rows)))
-    if not torch.equal(rows[sample[first]], rows):
-        values, group = rows.unique(dim=0, return_inverse=True)
-        return values, group
-    known = torch.zeros(len(sample), dtype=torch.bool).index_fill_(0, first, True)
-    return rows[sample[known]], (known.cumsum(0) - 1)[first]
-
-
-def _shape(factor: ElementFactor) -> tuple[int, int, int]:
-    return factor.num_rows, factor.num_states, factor.x.shape[2]
-
-
 @dataclass
 class _Units:
     """Moments of the data of each site, and which values it uses."""
 
     parts: list[tuple[Moments, Tensor]] = field(default_factory=list)
 
-    def add(self, pool: _Pool) -> _Units:
+    def add(self, pool: Pool) -> _Units:
         """Count a piece."""
         before, self.parts, at = self.parts, [], 0
         for i, f in enumerate(pool.members):
-            group = pool.group[at : at + prod(_shape(f))]
-            at += prod(_shape(f))
+            group = pool.group[at : at + prod(shape_of(f))]
+            at += prod(shape_of(f))
             found, used = Moments.of(_present(f), (0, 1, 2)), torch.bincount(group, minlength=len(pool.values)) > 0
             if before:
                 found, used = before[i][0] + found, before[i][1] | used
@@ -300,12 +239,12 @@ def _present(factor: ElementFactor) -> Tensor:
 class _Seen:
     """What a pass leaves behind: the first pool, whose values are those of all, counts, and units for spreads."""
 
-    pools: list[_Pool] = field(default_factory=list)
+    pools: list[Pool] = field(default_factory=list)
     counted: list[Tensor] = field(default_factory=list)
     units: _Units = field(default_factory=_Units)
 
     @property
-    def pool(self) -> _Pool:
+    def pool(self) -> Pool:
         return self.pools[0]
 
     @property
@@ -313,7 +252,7 @@ class _Seen:
         """Data behind each value."""
         return self.counted[0]
 
-    def note(self, pool: _Pool, cells: Cells, is_spread: bool) -> None:
+    def note(self, pool: Pool, cells: Cells, is_spread: bool) -> None:
         """Count a piece."""
         counts = cells.pool(cells.stats[:, -1])
         self.pools = self.pools or [pool]
