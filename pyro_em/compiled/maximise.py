@@ -20,6 +20,7 @@ from pyro_em.compiled.priors import Prior
 from pyro_em.compiled.regression import Regressions
 from pyro_em.compiled.sharp import CEILING, SHARP, concentrations
 from pyro_em.compiled.solve import Guard, Solver, is_closed, solver_of
+from pyro_em.compiled.still import is_still
 from pyro_em.families.newton import NEGLIGIBLE
 from pyro_em.probing import LINKS, Coordinates
 
@@ -84,7 +85,7 @@ class Maximiser:
             q = partial(expected, self.books, self.coordinates, priors, stats)
             theta = climb(q, self.coordinates, moved.theta, free)
             self._refuse_collapsed(theta, stats)
-            if not self.ownership.blocks or _close(theta, before):
+            if not self.ownership.blocks or is_still(theta, before, STILL):
                 break
         return Moved(theta)
 
@@ -222,7 +223,3 @@ def _joined(found: Mapping[int, Tensor], old: Tensor) -> Tensor:
         parts.append(found[start].reshape(-1))
         at = start + found[start].numel()
     return torch.cat([*parts, old[at:]] if at < len(old) else parts)
-
-
-def _close(new: Tensor, old: Tensor) -> bool:
-    return bool((new - old).abs().max() <= STILL * (1 + old.abs().max())) if new.numel() else True

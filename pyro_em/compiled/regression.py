@@ -23,6 +23,7 @@ from pyro_em.compiled.pieces import Piece, Pieces
 from pyro_em.compiled.pooled import Pooled
 from pyro_em.compiled.priors import Prior, log_prior
 from pyro_em.compiled.solve import Guard
+from pyro_em.compiled.still import is_still
 from pyro_em.compiled.together import Together
 from pyro_em.families.coupled import Density, expansion
 from pyro_em.probing import Coordinates
@@ -82,7 +83,7 @@ class Regressions:
                 theta = argument.solve(theta, pieces, guard)
             if self.numeric:
                 theta = climb(lambda t: self._q(t, pieces, self.numeric), self.coordinates, theta, self.numeric)
-            if turns == 1 or float((theta - before).abs().max()) <= STILL * (1 + float(before.abs().max())):
+            if turns == 1 or is_still(theta, before, STILL):
                 break
             with torch.no_grad():
                 height = float(self._q(theta, pieces, self.priors))

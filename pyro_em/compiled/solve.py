@@ -14,6 +14,7 @@ from pyro_em.compiled.collapse import floored, ran_out, refuse, too_narrow
 from pyro_em.compiled.ownership import Block
 from pyro_em.compiled.shared import Shared
 from pyro_em.compiled.sharp import CEILING, SHARP, ceilings, concentrations
+from pyro_em.compiled.still import is_still
 from pyro_em.families import Cells
 from pyro_em.families.coupled import is_coupled
 from pyro_em.families.newton import NEGLIGIBLE, newton
@@ -137,7 +138,7 @@ def solve_in_turn(book: Book, blocks: Sequence[Block], stats: Tensor, values: di
             values[block.argument] = _kept(
                 block, _conditional(book, block, stats, values, guard), before[block.argument]
             )
-        if sweep and all(_close(values[n], before[n]) for n in values):
+        if sweep and all(is_still(values[n], before[n], STILL) for n in values):
             return
 
 
@@ -271,7 +272,3 @@ def _covariance(book: Book, cells: Cells) -> Tensor:
         return cells.stats
     covariance: Tensor = book.family.covariance(cells)
     return covariance
-
-
-def _close(new: Tensor, old: Tensor) -> bool:
-    return bool((new - old).abs().max() <= STILL * (1 + old.abs().max())) if new.numel() else True

@@ -14,7 +14,7 @@ from pyro_em.graph.axes import unknown_axis
 from pyro_em.graph.build import broadcast, plates_of, site_log_prob
 from pyro_em.graph.trace import Intervention, Model, Site, can_enumerate, is_latent, is_random, run
 
-__all__ = ["Survey", "survey"]
+__all__ = ["Survey", "plate_nesting", "survey"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def survey(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], interven
         summed = set(enumerated)
         result = Survey(
             trace=trace,
-            max_plate_nesting=_max_plate_nesting(trace),
+            max_plate_nesting=plate_nesting(trace),
             enumerated=enumerated,
             others=tuple(n for n in latents if n not in summed and n not in imputed),
             imputed=imputed,
@@ -100,7 +100,8 @@ def _is_imputed(name: str, trace: poutine.Trace) -> bool:
     return stem != name and f"{stem}_observed" in trace.nodes and stem in trace.nodes
 
 
-def _max_plate_nesting(trace: poutine.Trace) -> int:
+def plate_nesting(trace: poutine.Trace) -> int:
+    """How many dimensions, on the right, the plates of a run take."""
     frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
     return max((-f.dim for f in frames if f.vectorized), default=0)
 

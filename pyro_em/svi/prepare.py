@@ -15,6 +15,7 @@ from pyro_em.data import Batch, Batches
 from pyro_em.errors import ModelError
 from pyro_em.graph import Intervention, Program, Survey, survey
 from pyro_em.graph.guard import TableGuard
+from pyro_em.graph.survey import plate_nesting
 from pyro_em.graph.trace import draw_guide, is_latent, is_random
 from pyro_em.problem import Problem
 from pyro_em.svi.feed import batch_plates, check_guide_follows
@@ -74,7 +75,7 @@ def prepare(
     problem.start()
     problem.space.check_start()
     drawn, intervention, seen = _look(problem, chosen, first)
-    program = Program(problem.model, max(seen.max_plate_nesting, _nesting(drawn)), seen.imputed)
+    program = Program(problem.model, max(seen.max_plate_nesting, plate_nesting(drawn)), seen.imputed)
     bound = choose_objective(problem.model, chosen, program, seen, drawn, elbo, num_particles)
     if seen.enumerated and elbo is None:
         with torch.no_grad(), TableGuard():
@@ -99,11 +100,6 @@ def _look(problem: Problem, guide: Guide, first: Batch) -> tuple[poutine.Trace, 
     with torch.no_grad():
         drawn, intervention = draw_guide(guide, first.args, first.kwargs, {})
         return drawn, intervention, survey(problem.model, first.args, first.kwargs, intervention)
-
-
-def _nesting(trace: poutine.Trace) -> int:
-    frames = [f for s in trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
-    return max((-f.dim for f in frames if f.vectorized), default=0)
 
 
 def automatic_guide(model: Guide, first: tuple[tuple[Any, ...], dict[str, Any]], in_batches: bool) -> Guide:
