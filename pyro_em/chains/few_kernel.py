@@ -12,12 +12,19 @@ import numpy as np
 from numba import njit
 
 from pyro_em.chains.potentials import Array
-from pyro_em.chains.sums import add
 
 __all__ = ["FEW", "backward_few", "forward_few"]
 
 # Beyond so many states, vectors of the general kernel are faster.
 FEW = 10
+
+
+@njit(cache=True, nogil=True)
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """total + term, and what rounding has taken off all such sums so far (Neumaier 1974)."""
+    new = total + term
+    lost = (total - new) + term if abs(total) >= abs(term) else (term - new) + total
+    return new, rest + lost
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -42,7 +49,7 @@ def _forward_row(
                     predicted += joint[k] * turned[m, j, k]
                 fresh[j] = predicted * scale * ratio[t, j]
                 total += fresh[j]
-            evidence, rest = add(evidence, rest, shift[m])
+            evidence, rest = _add(evidence, rest, shift[m])
         if total == 0.0:
             alpha[t:] = 0.0
             return -np.inf
@@ -53,11 +60,11 @@ def _forward_row(
             ratio[t, j] *= scale
         # One logarithm for many frames.
         if total < 1e-100:
-            evidence, rest = add(evidence, rest, math.log(total))
+            evidence, rest = _add(evidence, rest, math.log(total))
         else:
             product *= total
             if product < 1e-100 or product > 1e100:
-                evidence, rest = add(evidence, rest, math.log(product))
+                evidence, rest = _add(evidence, rest, math.log(product))
                 product = 1.0
     alpha[length:] = 0.0
     return evidence + (rest + math.log(product))

@@ -8,7 +8,6 @@ import numpy as np
 from numba import njit
 
 from pyro_em.chains.potentials import Array
-from pyro_em.chains.sums import add
 
 __all__ = ["log_backward_rows", "log_forward_rows", "log_predict_rows"]
 
@@ -33,6 +32,14 @@ def _log_predict(log_alpha: Array, transition: Array, terms: Array, log_predicte
 
 
 @njit(cache=True, nogil=True)
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """total + term, and what rounding has taken off all such sums so far (Neumaier 1974)."""
+    new = total + term
+    lost = (total - new) + term if abs(total) >= abs(term) else (term - new) + total
+    return new, rest + lost
+
+
+@njit(cache=True, nogil=True)
 def _log_forward_row(emission: Array, length: int, transition: Array, which: Array, log_alpha: Array) -> float:
     states = emission.shape[1]
     terms, log_predicted = np.empty(states), np.zeros(states)
@@ -45,7 +52,7 @@ def _log_forward_row(emission: Array, length: int, transition: Array, which: Arr
         total = _log_sum_exp(log_alpha[t])
         if total == -np.inf:
             return total
-        evidence, rest = add(evidence, rest, total)
+        evidence, rest = _add(evidence, rest, total)
         log_alpha[t] -= total
     return evidence + rest
 

@@ -13,8 +13,6 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from pyro_em.chains.sums import add
-
 __all__ = [
     "LOG2_HIGH",
     "LOG2_LOW",
@@ -111,6 +109,14 @@ def _scale_block(emission: Array, ratio: Array) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _add(total: float, rest: float, term: float) -> tuple[float, float]:
+    """total + term, and what rounding has taken off all such sums so far (Neumaier 1974)."""
+    new = total + term
+    lost = (total - new) + term if abs(total) >= abs(term) else (term - new) + total
+    return new, rest + lost
+
+
+@njit(cache=True, nogil=True)
 def scale_emissions(first: int, last: int, emission: Array, lengths: Array, ratio: Array, evidence: Array) -> None:
     """Fill ratio (R, T, S) with exp(emission) over the largest of each frame in the rows first..last - 1.
 
@@ -120,7 +126,7 @@ def scale_emissions(first: int, last: int, emission: Array, lengths: Array, rati
         total, rest = 0.0, 0.0
         for start in range(0, lengths[r], BLOCK):
             end = min(start + BLOCK, lengths[r])
-            total, rest = add(total, rest, _scale_block(emission[r, start:end], ratio[r, start:end]))
+            total, rest = _add(total, rest, _scale_block(emission[r, start:end], ratio[r, start:end]))
         evidence[r] = total + rest
 
 
