@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_em.compiled import sweep
 from pyro_em.compiled.mixture_kernel import _logarithm as logarithm
 from pyro_em.compiled.mixture_kernel import add_rows
 from pyro_em.compiled.sweep import POWERS, Sweep
@@ -102,7 +103,8 @@ def test_features_made_in_tiles_are_those_of_the_family(family):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_share_the_rows(threads):
+def test_threads_share_the_rows(threads, monkeypatch):
+    monkeypatch.setattr(sweep, "LEAST_WORK", 1_000_000)
     data, matrix, offset = case(70_001, 7, 4, powers=2)
     sums, counts = torch.zeros_like(matrix), torch.zeros(4, dtype=torch.float64)
     before = torch.get_num_threads()

@@ -22,6 +22,9 @@ from pyro_em.families.poisson import Poisson
 __all__ = ["Sweep"]
 
 KEEP = 2**22  # bytes of features that are kept instead of being made anew
+# Multiplications for each thread. After the logarithm of a vector torch's own threads stay on their processors for some
+# milliseconds: a pass of ten is not faster for a second thread that waits for one of these.
+LEAST_WORK = 100_000_000
 MOST_ENTRIES = {torch.float64: 512, torch.float32: 48}  # of the coefficients: beyond, matrix products are faster
 # Families whose features T(x) are the first so many powers of x.
 POWERS: dict[type[Family], int] = {Normal: 2, Bernoulli: 1, Exponential: 1, Geometric: 1, Poisson: 1}
@@ -76,7 +79,7 @@ class Sweep:
             own = np.zeros(tuple(matrix.shape)), np.zeros(len(matrix))
             return (*own, *add_rows(*read, first, last, *given, *own))
 
-        parts = spread(len(self.data), 2 * len(self.data) * matrix.numel(), run)
+        parts = spread(len(self.data), 2 * len(self.data) * matrix.numel(), run, LEAST_WORK)
         for own, count, _, _ in parts:
             sums += torch.from_numpy(own)
             counts += torch.from_numpy(count)
