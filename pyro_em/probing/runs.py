@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_em.families import Argument
 from pyro_em.graph import Intervention, Program
 from pyro_em.graph.build import Structure, structure
 from pyro_em.graph.hidden import is_hidden
@@ -112,7 +113,7 @@ def near(space: ParamSpace, again: Callable[..., Run], piles: dict[str, Pile | N
     others: list[Run] = []
     for spread in SPREADS:
         others = _beside(space, again, piles, spread)
-        if all(_is_finite(part) for seen in others for part in seen.parts.values()):
+        if all(_strayed(seen) <= _strayed(first) for seen in others):
             break
     return [first, *others]
 
@@ -128,14 +129,15 @@ def _beside(space: ParamSpace, again: Callable[..., Run], piles: dict[str, Pile 
     return runs
 
 
-def _is_finite(parts: SiteParts | str) -> bool:
-    """Whether arguments are numbers, and positive ones not rounded to zero."""
-    if isinstance(parts, str):
-        return True
-    positive = {a.name for a in parts.family.args if a.domain is constraints.positive}
-    return all(
-        bool(a.isfinite().all()) and not (n in positive and bool((a == 0).any())) for n, a in parts.arguments.items()
-    )
+def _strayed(seen: Run) -> set[tuple[str, str]]:
+    """Sites and arguments beyond the range of numbers: infinite, or positive ones that are zero."""
+    known = [(n, p) for n, p in seen.parts.items() if isinstance(p, SiteParts)]
+    return {(n, a.name) for n, p in known for a in p.family.args if _is_beyond(p.arguments[a.name], a)}
+
+
+def _is_beyond(values: Tensor, argument: Argument) -> bool:
+    vanished = argument.domain is constraints.positive and bool((values == 0).any())
+    return vanished or not bool(values.isfinite().all())
 
 
 def _owned(parts: SiteParts | str) -> SiteParts | str:
