@@ -54,12 +54,16 @@ class Opened:
     @property
     def inference(self) -> ExactInference:
         """What the fitted model will answer for."""
-        weights = self.prepared.weights if self.stream is None else self.stream.weights
-        return replace(self.prepared.inference, report=tuple(self.report), fixed=self.options.fixed, weights=weights)
+        return self._inference(self.report)
 
-    def itself(self) -> Engine:
-        """The engine that runs the program, at the parameters in place."""
-        return program_itself(self.prepared, self.prepared.inference.space, self.options, self.stream)[0]
+    def itself(self) -> tuple[Engine, ExactInference]:
+        """The engine that runs the program, at the parameters in place, and what a model fitted by it answers for."""
+        engine, rows = program_itself(self.prepared, self.prepared.inference.space, self.options, self.stream)
+        return engine, self._inference(rows)
+
+    def _inference(self, report: list[Row]) -> ExactInference:
+        weights = self.prepared.weights if self.stream is None else self.stream.weights
+        return replace(self.prepared.inference, report=tuple(report), fixed=self.options.fixed, weights=weights)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class EMState:
     Attributes:
         expectation: the E-step at the parameters in place.
         engine: evaluates and moves them.
-        itself: makes the engine that runs the program, should tensors and program part ways.
+        itself: makes the engine that runs the program, and what it answers for, should tensors and program part ways.
         is_short: whether only the best of several such runs goes on from its end: until then neither a trial climb nor
             a comparison with the program is worth its time.
         stochastic: whether the objective is that of a subsample, drawn anew each time.
@@ -54,7 +54,7 @@ class EMState:
     engine: Engine
     inference: ExactInference
     stochastic: bool
-    itself: Callable[[], Engine]
+    itself: Callable[[], tuple[Engine, ExactInference]]
     is_short: bool = False
     gains: tuple[float, ...] = ()
     next_check: int = 0
@@ -185,7 +185,7 @@ class EM:
     def evaluate(self, problem: Problem, state: EMState) -> Evaluation:
         """The objective of the parameters in place; under subsampled plates, of the last subsample."""
         moved = state.engine.finish()
-        engine = state.engine if state.engine.agrees() else state.itself()
+        engine = state.engine if state.engine.agrees() else state.itself()[0]
         found = state.expectation if engine is state.engine and not moved else engine.expect()
         kind: ObjectiveKind = "log_joint" if state.engine.counts_priors else "log_evidence"
         return Evaluation(found.objective, kind, found.log_evidence)
@@ -236,8 +236,9 @@ class EM:
 
     def _by_program(self, state: EMState) -> EMState:
         """Go on from here by runs of the program: its tensors are not what it says here."""
-        engine = state.itself()
-        return replace(state, engine=engine, expectation=engine.expect(), gains=(), status=Status.RUNNING)
+        engine, inference = state.itself()
+        found = engine.expect()
+        return replace(state, engine=engine, inference=inference, expectation=found, gains=(), status=Status.RUNNING)
 
     def _fallen(self, old: EMState, new: EMState, before: Any) -> EMState:
         message = (

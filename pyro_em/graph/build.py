@@ -261,9 +261,9 @@ def datum_weights(sites: Mapping[str, Site]) -> dict[str, Tensor]:
             if len(varying) != 1 or varying[0] not in plates:
                 raise ModelError(_odd_scale(name, scale))
             found.setdefault(plates[varying[0]].name, scale.detach().reshape(-1).to(torch.float64))
-    for name, site in sites.items():
+    for name, site in sites.items() if found else ():
+        scale = site["scale"]
         for plate in plates_of(site, site["fn"].batch_shape).values():
-            scale = site["scale"]
             weight = found.get(plate.name)
             if weight is None:
                 continue

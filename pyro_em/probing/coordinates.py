@@ -61,12 +61,13 @@ class Coordinates:
 def distinct_values(leaves: Mapping[str, Leaf]) -> list[dict[str, Tensor]]:
     """Three sets of values inside all constraints; in each, no two elements are alike.
 
-    Values come off one grid over all parameters, in random order, so that their spacing is known. The first set is
-    positive wherever it may be, so that each link has one inverse. The second has the opposite order and opposite
-    signs, which shows what depends on either: sorting, ``if a > b``, a root of a square. The third is random in both.
+    Values come off one grid over all parameters, so that their spacing is known. The first set is positive wherever it
+    may be, so that each link has one inverse, and in the opposite order of the parameters in place. The second has the
+    opposite order and opposite signs of the first, which shows what depends on either: sorting, ``if a > b``, a root of
+    a square. The third is random in both.
     """
     total = sum(leaf.unconstrained.numel() for leaf in leaves.values())
-    first, third = _grid(total), _grid(total)
+    first, third = _against(_grid(total), leaves), _grid(total)
     signs = torch.where(torch.rand(total) < 0.5, -1.0, 1.0).to(torch.float64)
     return [
         _spread(leaves, first, torch.ones_like(signs)),
@@ -78,6 +79,15 @@ def distinct_values(leaves: Mapping[str, Leaf]) -> list[dict[str, Tensor]]:
 def _grid(total: int) -> Tensor:
     jitter = 0.2 * (torch.rand(total, dtype=torch.float64) - 0.5)
     return (torch.randperm(total) + 0.5 + jitter) / max(total, 1)
+
+
+def _against(grid: Tensor, leaves: Mapping[str, Leaf]) -> Tensor:
+    """The grid's values in the opposite order of the parameters in place; of equal ones, in any."""
+    here = torch.cat([torch.zeros(0), *(leaf.unconstrained.detach().reshape(-1) for leaf in leaves.values())])
+    shuffled = torch.randperm(len(here))
+    found = torch.empty_like(grid)
+    found[shuffled[here[shuffled].argsort(descending=True)]] = grid.sort().values
+    return found
 
 
 def _spread(leaves: Mapping[str, Leaf], grid: Tensor, signs: Tensor) -> dict[str, Tensor]:

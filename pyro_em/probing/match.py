@@ -62,7 +62,7 @@ def collapse(index: Tensor, rank: int) -> Tensor:
 
 def _lookup(wanted: Sequence[Tensor], sources: Sequence[Tensor], tolerance: float) -> Tensor:
     """For each entry, the element that equals it in all draws; -1 where there is none."""
-    usable = torch.isfinite(torch.stack(list(sources))).all(0).nonzero().squeeze(-1)
+    usable = sources[0].isfinite().nonzero().squeeze(-1)
     found = torch.full(wanted[0].shape, -1, dtype=torch.long)
     if not len(usable):
         return found
@@ -73,7 +73,7 @@ def _lookup(wanted: Sequence[Tensor], sources: Sequence[Tensor], tolerance: floa
         candidate = order[(at + step).clamp_max(len(order) - 1)]
         agrees = torch.ones_like(found, dtype=torch.bool)
         for values, source in zip(wanted, sources, strict=True):
-            agrees &= (source[candidate] - values).abs() <= tolerance * (values.abs() + 1e-3)
+            agrees &= torch.isclose(source[candidate], values, rtol=tolerance, atol=1e-3 * tolerance)
         found = torch.where((found < 0) & agrees, candidate, found)
         if bool((found >= 0).all()):
             break

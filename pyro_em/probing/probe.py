@@ -24,7 +24,7 @@ from pyro_em.probing.stacks import Pile
 
 __all__ = ["Probed", "ProbedSite", "explains", "probe"]
 
-LONG = 500  # sites, beyond which a run takes seconds: two sets of distinct values, and those of the start, must do
+LONG = 500  # sites, beyond which a run takes seconds: the values of the start are the second draw, the end's a third
 NOT_AFFINE = "through a non-affine function"
 
 
@@ -94,7 +94,7 @@ def probe(
     again = partial(run, program, space, coordinates, (args, kwargs), intervention)
     here = again(found=found)
     try:
-        for values in distinct_values(leaves)[: 2 if len(here.found.sites) > LONG else 3]:
+        for values in distinct_values(leaves)[: 1 if len(here.found.sites) > LONG else 3]:
             with torch.no_grad():
                 space.assign(values)
             runs.append(again(first=not runs, piles=here.piles))
@@ -164,7 +164,7 @@ def _prior(name: str, here: Run, runs: list[Run]) -> tuple[str, ...]:
     """The parameters that move the prior of a point-estimated latent: by gradients, or, where none flow, all."""
     value = here.found.sites[name]["value"].detach()
     with torch.enable_grad():
-        seen = [site_log_prob({**run.found.sites[name], "value": value}) for run in runs]
+        seen = [site_log_prob({**run.found.sites[name], "value": value}) for run in (*runs, here)]
     params = trail(seen[0], runs[0].leaves).params
     params = tuple(p for p in params if p != name)
     alike = all(torch.equal(seen[0], other) for other in seen[1:])
@@ -201,12 +201,14 @@ class _Values:
 def _route(
     argument: Argument, seen: _Values, runs: list[Run], theta: Tensor, coordinates: Coordinates, gradients: bool
 ) -> Route:
-    draws, params = seen.draws, seen.behind.params
-    leaves, thetas = runs[0].leaves, [run.theta for run in runs]
-    if len({d.shape for d in draws}) > 1:
+    draws, params, leaves = seen.draws, seen.behind.params, runs[0].leaves
+    thetas = [run.theta for run in runs]
+    if len({d.shape for d in (*draws, seen.here)}) > 1:
         return Opaque(params, "whose shape depends on parameter values")
-    if not params and not all(torch.equal(draws[0], d) for d in draws[1:]):
+    if not params and not all(torch.equal(draws[0], d) for d in (*draws[1:], seen.here)):
         return Opaque((), "that changes with parameters through no differentiable path, or at random")
+    if len(draws) == 1:
+        draws, thetas = [*draws, seen.here], [*thetas, theta.detach()]
     if runs[0].compared & set(params):
         return Opaque(params, "and the model compares it with other values, so that it may branch")
     if seen.behind.kink is not None:
