@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pyro_em.checked import check_count
+from pyro_em.em.climb import Climber, Counted, climb, only, raise_unless_outside
 from pyro_em.em.stopping import rounding
-from pyro_em.errors import ModelError
+from pyro_em.em.units import MANY as FEW
+from pyro_em.em.units import InUnits, are_uneven, flat, look
 from pyro_em.optim import TRIAL, Optimizer, OptimizerSpec, climbing
 
 __all__ = ["Ascent", "GradientMStep"]
@@ -32,7 +33,8 @@ class GradientMStep:
     Args:
         optim: a ``pyro.optim`` object, or a callable that makes a torch optimiser from parameters, such as
             ``partial(torch.optim.Adam, lr=1e-2)``. Default: L-BFGS with a strong-Wolfe line search, at most 20
-            iterations; where Q must be maximised to the last digit, pass one with a larger ``max_iter``.
+            iterations, of at most 64 parameters in units in which Q curves alike in all directions; where Q must be
+            maximised to the last digit, pass one with a larger ``max_iter``.
         num_steps: optimiser updates per M-step.
 
     Raises:
@@ -48,21 +50,8 @@ class GradientMStep:
 
 STEEP = 1e-3  # nats per unit of an unconstrained coordinate
 MANY = 32  # elements of a leaf that are climbed one by one
-
-
-@contextmanager
-def _only(leaf: Tensor, element: int | None) -> Iterator[None]:
-    """Let gradients reach one element of a leaf alone, for the body of a ``with``."""
-    if element is None:
-        yield
-        return
-    mask = torch.zeros_like(leaf)
-    mask.view(-1)[element] = 1.0
-    hook = leaf.register_hook(lambda slope: None if slope is None else slope * mask)
-    try:
-        yield
-    finally:
-        hook.remove()
+LONG = 20  # evaluations, after which a climb by the default optimiser has run into its cap
+AT_ONCE = 20  # evaluations, for which units are looked for before the first climb
 
 
 class _Enough(Exception):
@@ -76,6 +65,9 @@ class Ascent:
     L-BFGS starts anew each time, since its curvature pairs belong to the previous Q; other optimisers carry their
     moments along. A rejected update halves the learning rate, so that a direction of ascent is found out in the end.
 
+    The default optimiser climbs few parameters in units of their own (see :mod:`pyro_em.em.units`), which are looked
+    for where a climb has not come to its end, at most as often as the evaluations that this takes are spent on climbs.
+
     At a kink in one element (the location of a Laplace, on a datum) no step of all of them may gain, though others
     could go on: once that is seen, each update is followed by a climb of one element after the other.
 
@@ -86,6 +78,7 @@ class Ascent:
         rejections: how often in a row an update was undone.
         undefined: parameters in which the last gradient of the objective was infinite or NaN.
         in_turn: whether elements of parameters are climbed one after the other, too.
+        units: in which all are climbed; ``None``, their own.
     """
 
     spec: GradientMStep
@@ -94,14 +87,20 @@ class Ascent:
     rejections: int = 0
     undefined: tuple[str, ...] = ()
     in_turn: bool = False
+    units: Tensor | None = None
     _shrink: float = 1.0
-    _optimizer: Optimizer | None = field(default=None, repr=False)
+    _is_new: bool = True
+    _spent: float = 0.0  # evaluations since units were looked for, by climbs without an end
+    _optimizer: Climber | None = field(default=None, repr=False)
 
     def maximise(self, q: Callable[[], Tensor], start: float) -> bool:
         """Raise ``q`` in place from its present value ``start``; whether the update was accepted."""
         before = self._copies()
-        optimizer = self._ready()
-        after = _climb(q, optimizer, self.spec.num_steps)
+        if self.spec.optim is DEFAULT:
+            self._see(q)
+        optimizer, counted = self._ready(), Counted(q)
+        after = climb(counted, optimizer, self.spec.num_steps)
+        self._spent += counted.calls if counted.calls > LONG else 0
         if self.in_turn and after >= start:
             after = self._in_turn(q, after)
         if start - rounding(start, self.dtype) <= after < math.inf and self._finite():
@@ -111,7 +110,21 @@ class Ascent:
         self.rejections += 1
         self._shrink *= 0.5
         optimizer.scale_learning_rate(0.5)
+        self.see_anew()
         return False
+
+    def _see(self, q: Callable[[], Tensor]) -> None:
+        """Look for units, where that is due; unless a climb has failed, only such as are far from alike are taken."""
+        is_first, self._is_new = self._is_new and 2 * self._size <= AT_ONCE, False
+        if not is_first and self._spent < 2 * self._size:
+            return
+        found, has_failed, self._spent = self._look(q), self._spent == math.inf, 0.0
+        if found is not None and (has_failed or self.units is not None or are_uneven(found)):
+            self.units = found
+
+    def see_anew(self) -> None:
+        """Look for units at the next update."""
+        self._spent = math.inf
 
     def can_gain(self, objective: Callable[[], Tensor], nats: float) -> bool:
         """Whether a run of L-BFGS on the objective itself would raise it by this much; the run is undone.
@@ -134,27 +147,31 @@ class Ascent:
             return value
 
         try:
-            _climb(guarded, Optimizer(TRIAL, self.leaves), 1)
-            return self._is_at_a_kink(objective) and self._one_can(guarded, before)
+            units = self._look(objective)
+            climb(guarded, self._optimizer_of(TRIAL, units), 1)
+            return self._is_at_a_kink(objective, units) and self._one_can(guarded, before)
         except _Enough:
+            self.see_anew()
             return True
         finally:
             self._restore(before)
             for leaf in self.leaves.values():
                 leaf.grad = None
 
-    def _is_at_a_kink(self, objective: Callable[[], Tensor]) -> bool:
+    def _is_at_a_kink(self, objective: Callable[[], Tensor], units: Tensor | None) -> bool:
         """Whether there still is a slope where a climb has come to its end."""
-        slopes = [s for s in self._slopes(objective) if s is not None]
-        return any(bool((s.abs() > STEEP).any()) for s in slopes)
+        slope = self._slope(objective)
+        if slope is not None and units is not None:
+            slope = units.T @ slope
+        return slope is not None and bool((slope.abs() > STEEP).any())
 
     def _one_can(self, guarded: Callable[[], Tensor], before: list[Tensor]) -> bool:
         """Whether a climb of one element alone gets far enough."""
         for leaf, element in self._elements():
             self._restore(before)
             try:
-                with _only(leaf, element):
-                    _climb(guarded, Optimizer(TRIAL, {"": leaf}), 1)
+                with only(leaf, element):
+                    climb(guarded, Optimizer(TRIAL, {"": leaf}), 1)
             except _Enough:
                 self.in_turn = True
                 return True
@@ -169,8 +186,8 @@ class Ascent:
         """Climb one element after the other; ``q`` where they end."""
         for leaf, element in self._elements():
             before = leaf.detach().clone()
-            with _only(leaf, element):
-                reached = _climb(q, Optimizer(self.spec.optim, {"": leaf}), self.spec.num_steps)
+            with only(leaf, element):
+                reached = climb(q, Optimizer(self.spec.optim, {"": leaf}), self.spec.num_steps)
             if reached >= value and bool(torch.isfinite(leaf).all()):
                 value = reached
             else:
@@ -188,6 +205,29 @@ class Ascent:
             return [None] * len(self.leaves)
         return torch.autograd.grad(value, list(self.leaves.values()), allow_unused=True)
 
+    def _slope(self, objective: Callable[[], Tensor]) -> Tensor | None:
+        """The gradient in all leaves as one vector, float64; ``None`` where there is none, or none that is finite."""
+        try:
+            slopes = self._slopes(objective)
+        except ValueError as error:
+            raise_unless_outside(error)
+            return None
+        pairs = zip(slopes, self.leaves.values(), strict=True)
+        found = flat([torch.zeros_like(leaf) if slope is None else slope for slope, leaf in pairs])
+        return found if bool(found.isfinite().all()) else None
+
+    @property
+    def _size(self) -> int:
+        """Number of coordinates."""
+        return sum(leaf.numel() for leaf in self.leaves.values())
+
+    def _look(self, objective: Callable[[], Tensor]) -> Tensor | None:
+        """Units of few coordinates, where the leaves are."""
+        if not 0 < self._size <= FEW:
+            return None
+        known = torch.eye(self._size, dtype=torch.float64) if self.units is None else self.units
+        return look(lambda: self._slope(objective), list(self.leaves.values()), known)
+
     def _copies(self) -> list[Tensor]:
         return [leaf.detach().clone() for leaf in self.leaves.values()]
 
@@ -195,46 +235,14 @@ class Ascent:
         for leaf, value in zip(self.leaves.values(), values, strict=True):
             leaf.data.copy_(value)
 
-    def _ready(self) -> Optimizer:
+    def _ready(self) -> Climber:
         if self._optimizer is None or isinstance(self._optimizer.torch, torch.optim.LBFGS):
-            self._optimizer = Optimizer(self.spec.optim, self.leaves)
+            self._optimizer = self._optimizer_of(self.spec.optim, self.units)
             self._optimizer.scale_learning_rate(self._shrink)
         return self._optimizer
 
+    def _optimizer_of(self, spec: OptimizerSpec, units: Tensor | None) -> Climber:
+        return Optimizer(spec, self.leaves) if units is None else InUnits(spec, list(self.leaves.values()), units)
+
     def _finite(self) -> bool:
         return all(bool(torch.isfinite(leaf).all()) for leaf in self.leaves.values())
-
-
-def _climb(q: Callable[[], Tensor], optimizer: Optimizer, num_steps: int) -> float:
-    """Update the optimiser's leaves ``num_steps`` times; ``q`` where they end."""
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        try:
-            with torch.enable_grad():
-                loss = -q()
-                if loss.requires_grad:
-                    loss.backward()
-        except ValueError as error:
-            _raise_unless_outside(error)
-            return torch.tensor(math.inf)  # the line search steps back
-        return loss.detach()
-
-    for _ in range(num_steps):
-        optimizer.step(closure)
-    optimizer.zero_grad()
-    try:
-        with torch.no_grad():
-            return float(q())
-    except ValueError as error:
-        _raise_unless_outside(error)
-        return -math.inf
-
-
-def _raise_unless_outside(error: ValueError) -> None:
-    """A trial point may leave the support of the model's distributions, which torch reports as a ValueError.
-
-    Any other exception of the model's arrives as the cause of a :class:`ModelError`, and is the user's to see.
-    """
-    if isinstance(error, ModelError) and not isinstance(error.__cause__, ValueError):
-        raise error

@@ -84,6 +84,8 @@ class MixedEngine(TracedEngine):
             return False  # at a floor the objective has an edge, which a climb would step over
         found = super().can_gain(nats)
         self.gradient.in_turn = self.ascent.in_turn
+        if found:
+            self.gradient.see_anew()
         return found
 
     @property

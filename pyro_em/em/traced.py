@@ -157,6 +157,7 @@ class TracedEngine:
                 graph = share.graph(found)
                 if not self.watch.is_complete:
                     self.watch.note(found, graph)
+                    self.watch.is_complete = isinstance(self.shares, tuple)  # which is one share, of all data
                 seen = self.watch.look(share, found)
             yield graph, seen
 
