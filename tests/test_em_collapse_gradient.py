@@ -213,17 +213,18 @@ def test_a_constant_that_is_narrow_hides_no_collapse():
         run(model, X)
 
 
-def test_a_collapse_in_the_last_step_is_seen():
+@pytest.mark.parametrize("scale", [0.1, 0.2, 0.3, 0.5])
+def test_a_collapse_in_the_last_step_is_seen(scale):
     """Wherever the cap is, a fit that ends has not collapsed."""
-    seen = 0
+    seen = []
     for steps in range(1, 9):
         try:
-            result = run(laplaces, X, {"scales": f64([0.1, 1.0])}, max_steps=steps)
+            result = run(laplaces, X, {"scales": f64([scale, 1.0])}, max_steps=steps)
         except DegenerateError:
-            seen += 1
+            seen.append(steps)
         else:
-            assert result.params["scales"].min() > 1e-5
-    assert 0 < seen < 8
+            assert not seen and result.params["scales"].min() > 1e-6
+    assert seen
 
 
 def test_the_next_best_of_several_starts_goes_on_where_the_best_collapses():
@@ -284,3 +285,11 @@ def test_a_component_is_dropped_beside_the_gradient():
     result = run(beside, X, on_degenerate="drop")
     assert result.converged and result.params["weights"][0] < 1e-6
     assert result.params["scales"][1].item() == pytest.approx(X.std(correction=0).item(), rel=1e-6)
+
+
+def test_where_no_m_step_gains_the_trial_climb_goes_on():
+    """A Laplace location on a datum is a kink of Q, which may be steep where the objective has none: one seed ended at
+    the cap, a thousand iterations later.
+    """
+    result = run(laplaces, X, {"scales": f64([0.1, 1.0])}, restarts=6, seed=1)
+    assert result.converged and result.objective == pytest.approx(-25.798, abs=1e-3)

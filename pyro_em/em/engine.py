@@ -94,8 +94,8 @@ class Engine(Protocol):
         """Raise DegenerateError where a component has collapsed that no M-step has seen."""
         ...
 
-    def can_gain(self, nats: float) -> bool:
-        """Whether a climb of the objective itself would raise it by this much."""
+    def can_gain(self, nats: float, keep: bool = False) -> bool:
+        """Whether a climb of the objective itself would raise it by this much; and, with ``keep``, stay there."""
         ...
 
     def variables(self) -> list[Variable]:

@@ -126,13 +126,16 @@ class Ascent:
         """Look for units at the next update."""
         self._spent = math.inf
 
-    def can_gain(self, objective: Callable[[], Tensor], nats: float) -> bool:
-        """Whether a run of L-BFGS on the objective itself would raise it by this much; the run is undone.
+    def can_gain(self, objective: Callable[[], Tensor], nats: float, keep: bool = False) -> bool:
+        """Whether a run of L-BFGS on the objective itself would raise it by this much.
 
         EM's gains can shrink fast long before they are spent, and an M-step of a few updates can creep far from the
         maximum of Q. Both would pass for convergence to a rule that sees gains only.
+
+        Args:
+            keep: whether to stay where the run ends, if it gains so much; else it is undone.
         """
-        before = self._copies()
+        before, stays = self._copies(), False
         with torch.no_grad():
             start = float(objective())
 
@@ -148,13 +151,17 @@ class Ascent:
 
         try:
             units = self._look(objective)
-            climb(guarded, self._optimizer_of(TRIAL, units), 1)
+            reached = climb(objective if keep else guarded, self._optimizer_of(TRIAL, units), 1)
+            if start + nats <= reached < math.inf:
+                raise _Enough
             return self._is_at_a_kink(objective, units) and self._one_can(guarded, before)
         except _Enough:
             self.see_anew()
+            stays = keep
             return True
         finally:
-            self._restore(before)
+            if not stays:
+                self._restore(before)
             for leaf in self.leaves.values():
                 leaf.grad = None
 

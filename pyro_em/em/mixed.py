@@ -78,11 +78,11 @@ class MixedEngine(TracedEngine):
             return True
         return self._climb(expectation, found.stats) or not torch.equal(theta, moved)
 
-    def can_gain(self, nats: float) -> bool:
-        """Whether L-BFGS on the objective itself would raise it by this much."""
+    def can_gain(self, nats: float, keep: bool = False) -> bool:
+        """Whether L-BFGS on the objective itself would raise it by this much; and, with ``keep``, stay there."""
         if self.is_held():
             return False  # at a floor the objective has an edge, which a climb would step over
-        found = super().can_gain(nats)
+        found = super().can_gain(nats, keep)
         self.gradient.in_turn = self.ascent.in_turn
         if found:
             self.gradient.see_anew()

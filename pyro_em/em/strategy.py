@@ -7,6 +7,7 @@ objective (Dempster, Laird & Rubin 1977, theorem 1), and one that does is undone
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -212,9 +213,16 @@ class EM:
             return Status.CONVERGED, True  # a trial climb would take longer than all iterations of a short run
         if noise > self.tol:
             return Status.ROUNDING, True
-        if state.engine.can_gain(self.tol):
+        if state.engine.can_gain(self.tol, keep=self._may_leap(state)):
             return Status.RUNNING, True
         return Status.NON_FINITE if _is_undefined(state.engine) else Status.CONVERGED, True
+
+    def _may_leap(self, state: EMState) -> bool:
+        """Whether a trial climb may be the step that EM's own cannot make, as at a kink of Q where the objective has
+        none: they gain nothing.
+        """
+        is_still = max(state.gains, default=math.inf) <= state.engine.noise(state.expectation)
+        return is_still and self.m_step is None
 
     def _judge(self, old: EMState, new: EMState, before: Any) -> EMState:
         if new.status is Status.STALLED or new.expectation is old.expectation or old.stochastic:
@@ -232,6 +240,10 @@ class EM:
         status, seems_done = self._outcome(new)
         if status is not Status.RUNNING and not new.is_short and not new.engine.agrees():
             return self._by_program(new)
+        if seems_done and status is Status.RUNNING and self._may_leap(new):
+            new = replace(new, expectation=new.engine.expect(), gains=())
+            new.engine.refuse(new.expectation)
+            return new
         return replace(new, status=status, next_check=3 * new.step // 2) if seems_done else new
 
     def _by_program(self, state: EMState) -> EMState:

@@ -159,8 +159,8 @@ class TensorEngine:
         direct = isinstance(self.model, TensorModel) and self.model.is_direct and self.maximiser.is_closed
         return torch.inference_mode() if direct else torch.no_grad()
 
-    def can_gain(self, nats: float) -> bool:
-        """Whether L-BFGS on the objective itself would raise it by this much; the parameters stay.
+    def can_gain(self, nats: float, keep: bool = False) -> bool:
+        """Whether L-BFGS on the objective itself would raise it by this much; and, with ``keep``, stay there.
 
         The gradient of the log evidence is that of Q at the same parameters (Fisher's identity), which the statistics
         give; so a trial costs one E-step.
@@ -185,6 +185,8 @@ class TensorEngine:
         try:
             optimizer.step(closure)
         except _Enough:
+            if keep:
+                self.move_to(point.detach())
             return True
         return False
 

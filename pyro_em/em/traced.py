@@ -205,9 +205,9 @@ class TracedEngine:
             self.prepared.intervention.subsample.clear()
         return accepted
 
-    def can_gain(self, nats: float) -> bool:
-        """Whether L-BFGS on the objective itself would raise it by this much."""
-        return self.ascent.can_gain(self.objective, nats)
+    def can_gain(self, nats: float, keep: bool = False) -> bool:
+        """Whether L-BFGS on the objective itself would raise it by this much; and, with ``keep``, stay there."""
+        return self.ascent.can_gain(self.objective, nats, keep)
 
     def variables(self) -> list[Variable]:
         """The latents that are summed out; of a stream, those of its first share."""
