@@ -232,8 +232,9 @@ class Ascent:
         """Units of few coordinates, where the leaves are."""
         if not 0 < self._size <= FEW:
             return None
-        known = torch.eye(self._size, dtype=torch.float64) if self.units is None else self.units
-        return look(lambda: self._slope(objective), list(self.leaves.values()), known)
+        leaves = list(self.leaves.values())
+        known = torch.diag(torch.ones_like(flat(leaves))) if self.units is None else self.units
+        return look(lambda: self._slope(objective), leaves, known)
 
     def _copies(self) -> list[Tensor]:
         return [leaf.detach().clone() for leaf in self.leaves.values()]

@@ -86,7 +86,7 @@ def _inverse_root(bends: Tensor, least: Tensor) -> Tensor:
     values = values.abs()
     curved = (vectors * values.clamp_min(FLATTEST * values.amax())) @ vectors.T + least / scale
     factor, failed = torch.linalg.cholesky_ex(curved)
-    return torch.eye(len(own), dtype=own.dtype) if failed else factor.inverse().T / own.unsqueeze(-1)
+    return torch.eye(len(own)).to(own) if failed else factor.inverse().T / own.unsqueeze(-1)
 
 
 def _put(leaves: Sequence[Tensor], vector: Tensor) -> None:
@@ -97,7 +97,7 @@ def _put(leaves: Sequence[Tensor], vector: Tensor) -> None:
 
 
 class InUnits:
-    """An optimiser of steps in units, in place of one of the leaves.
+    """An optimiser of steps in units, which moves the leaves along.
 
     Args:
         spec: the optimiser.
@@ -107,7 +107,7 @@ class InUnits:
 
     def __init__(self, spec: OptimizerSpec, leaves: Sequence[Tensor], units: Tensor) -> None:
         self._leaves, self._units, self._base = leaves, units, flat(leaves)
-        self._steps = torch.zeros(len(self._base), dtype=torch.float64, requires_grad=True)
+        self._steps = torch.zeros_like(self._base).requires_grad_(True)
         self._inner = Optimizer(spec, {"": self._steps})
         self.torch = self._inner.torch
 

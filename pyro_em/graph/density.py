@@ -111,8 +111,8 @@ def _check_hidden(site: dict[str, Any]) -> None:
     if bool(bare.any()):
         raise ModelError(
             f"Site {site['name']!r} observes NaN or an infinite value that no mask hides. Hide missing entries, for "
-            "instance by `with poutine.mask(mask=~x.isnan().any(-1)):` for whole rows, or "
-            "`fn.mask(~x.isnan()).to_event(1)` for entries."
+            "instance by `with poutine.mask(mask=x.isfinite().all(-1)):` for whole rows, or "
+            "`fn.mask(x.isfinite()).to_event(1)` for entries."
         )
 
 
