@@ -237,14 +237,22 @@ class EM:
         new = replace(new, gains=(*old.gains, gain)[-WINDOW:])
         if new.step < new.next_check:
             return new
+        here = new.engine.point()
         status, seems_done = self._outcome(new)
         if status is not Status.RUNNING and not new.is_short and not new.engine.agrees():
             return self._by_program(new)
         if seems_done and status is Status.RUNNING and self._may_leap(new):
-            new = replace(new, expectation=new.engine.expect(), gains=())
-            new.engine.refuse(new.expectation)
-            return new
+            return self._leapt(new, here)
         return replace(new, status=status, next_check=3 * new.step // 2) if seems_done else new
+
+    def _leapt(self, state: EMState, before: Any) -> EMState:
+        """Go on from where a trial climb has ended."""
+        found = state.engine.expect()
+        state.engine.refuse(found)
+        if not found.objective < UNBOUNDED:
+            state.engine.move(before)
+            return replace(state, status=Status.NON_FINITE)
+        return replace(state, expectation=found, gains=())
 
     def _by_program(self, state: EMState) -> EMState:
         """Go on from here by runs of the program: its tensors are not what it says here."""
