@@ -1,5 +1,6 @@
 """Data that no state explains: they have no posterior, and take none from others."""
 
+from decimal import Decimal, localcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributions.constraints import positive, simplex
 
 from pyro_em import EM, FitResult, ModelError, fit
+from pyro_em.graph.impossible import with_true_zeros
 
 X = torch.tensor([[0, 0], [1, 0], [2, 1], [6, 1], [7, 1], [5, 0]])
 NEW = torch.tensor([[1, 0], [7, 1], [3, 2]])  # no state gives the category of the last
@@ -144,3 +146,51 @@ def test_a_latent_of_all_data_loses_its_posterior_with_any_of_them() -> None:
     assert posterior["z"].probs.isnan()
     with pytest.raises(ModelError, match=r"The data are impossible.*'z'"):
         posterior.map()
+
+
+FAILURES = {
+    "mixed": lambda total, mean: dist.GammaPoisson(total, total / mean),
+    "trials": lambda total, mean: dist.NegativeBinomial(total, logits=(mean / total).log()),
+}
+WRAPPED: dict[str, Any] = {
+    "bare": lambda fn: fn,
+    "event": lambda fn: fn.to_event(1),
+    "masked": lambda fn: fn.mask(torch.tensor(True)),
+    "expanded": lambda fn: fn.expand([4]),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize("total", [0.5, 1e6, 3e6, 1e9, 1e13, 1e25, 1e60])
+def test_negative_binomials_have_their_densities_up_to_the_limit(total: float, kind: str, wrapper: str) -> None:
+    """Against products of the ratios by which a count differs from the one before, in longer arithmetic."""
+    mean, counts = torch.tensor(2.5, dtype=torch.float64), torch.tensor([0.0, 1.0, 7.0, 40.0], dtype=torch.float64)
+    with localcontext() as digits:
+        digits.prec = 90
+        r, m = Decimal(total), Decimal("2.5")
+        none = r * (r / (r + m)).ln()
+        rises = [((r + j) / (j + 1) * m / (r + m)).ln() for j in range(40)]
+        by_hand = [float(none + sum(rises[: int(x)])) for x in counts.tolist()]
+    leaf = torch.tensor(total, dtype=torch.float64, requires_grad=True)
+    fn = WRAPPED[wrapper](FAILURES[kind](leaf.expand(4), mean.expand(4)))
+    found = with_true_zeros(fn).log_prob(counts)
+    expected = torch.tensor(by_hand, dtype=torch.float64)
+    expected = expected.sum() if wrapper == "event" else expected
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=2e-8)
+    found.sum().backward()
+    assert bool(leaf.grad.isfinite())
+
+
+def test_a_climb_to_the_limit_of_a_negative_binomial_ends_at_that_of_a_poisson() -> None:
+    """It ended at probabilities of one, the total count at 1e37."""
+    x = torch.tensor([0.0, 1, 0, 1, 1, 0, 2, 1, 0, 1], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        total = pyro.param("total", x.new_tensor(2.0), constraint=positive)
+        level = pyro.param("level", x.new_tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.GammaPoisson(total, total * torch.exp(-level)), obs=x)
+
+    found = fit(model, x, strategy=EM(), progress=False)
+    assert found.objective == pytest.approx(float(dist.Poisson(x.mean()).log_prob(x).sum()), abs=1e-4)

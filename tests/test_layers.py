@@ -28,7 +28,7 @@ LAYERS = (
     ("chains",),
     (
         *("params", "zeros", "problem", "strategy", "status", "errors"),
-        *("optim", "summed", "data", "loaders", "checked", "modules", "rng", "garbage"),
+        *("optim", "summed", "data", "loaders", "checked", "modules", "rng", "garbage", "stirling"),
     ),
 )
 # In these rows siblings may import each other, as long as no cycle comes of it.

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import clamp_probs
 
 from pyro_em.families.base import Argument, Cells, Family, log_or_never
+from pyro_em.stirling import log_rise
 
 __all__ = ["NegativeBinomial"]
 
@@ -87,7 +88,7 @@ class NegativeBinomial:
         return torch.stack([prior.concentration1 - 1, prior.concentration0 - 1], -1)
 
 
-FEW = 32  # terms log(r + j) that are added up as they are; beyond, Stirling's series to z^-7 is exact in float64
+FEW = 32  # terms log(r + j) that are added up as they are; beyond, Stirling's series is exact
 
 
 def _log_rises(r: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -101,17 +102,4 @@ def _log_rises(r: Tensor, levels: tuple[int, ...]) -> Tensor:
         return rises
     ends = ends.clamp_min(FEW).to(r.dtype)
     starts = torch.cat([ends.new_full((1,), FEW), ends[:-1]])
-    return rises + _stirling(r + starts, ends - starts)
-
-
-def _stirling(z: Tensor, d: Tensor) -> Tensor:
-    """log Gamma(z + d) - log Gamma(z) for z of at least ``FEW``, with no digit lost where d is small beside z.
-
-    Source: NIST Digital Library of Mathematical Functions, 5.11.1.
-    """
-
-    def rest(z: Tensor) -> Tensor:
-        q = z.pow(-2)
-        return (1 / 12 - q * (1 / 360 - q * (1 / 1260 - q / 1680))) / z
-
-    return (z - 0.5) * torch.log1p(d / z) + d * (torch.log(z + d) - 1) + rest(z + d) - rest(z)
+    return rises + log_rise(r + starts, ends - starts)
