@@ -105,7 +105,7 @@ class _NearPoisson(dist.TorchDistribution):
 
 
 def _many(total: Tensor) -> float:
-    """A total count beyond which differences of ``lgamma`` lose half of their digits: 2e6 in float64, 600 in float32."""
+    """A total count from which differences of ``lgamma`` lack half of their digits: 2e6 in float64, 6e2 in float32."""
     return float(torch.finfo(total.dtype).eps ** -0.4)
 
 
