@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_em import EM, fit
-from pyro_em.em.units import LARGEST, flat, look
+from pyro_em.em.units import LARGEST, are_uneven, flat, look
 
 f64 = partial(torch.tensor, dtype=torch.float64)
 CURVED = f64([[4.0, 1.0, 0.0], [1.0, 9.0, 2.0], [0.0, 2.0, 2.0]])
@@ -64,6 +64,11 @@ def test_steps_are_kept_where_the_slope_is_a_line() -> None:
 
     units = look(slope, leaves, own(2))
     assert units.diagonal().tolist() == pytest.approx([1e-6 / 2**0.5, 2**-0.5], rel=0.02)
+
+
+@pytest.mark.parametrize(("sizes", "uneven"), [((1.0, 0.02), False), ((1.0, 0.005), True), ((90.0, 0.5), False)])
+def test_steps_far_apart_are_told_but_not_those_of_a_flat_weight(sizes: tuple[float, ...], uneven: bool) -> None:
+    assert are_uneven(torch.diag(f64(sizes))) is uneven
 
 
 def people(power: int, groups: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -177,7 +177,8 @@ def test_negative_binomials_have_their_densities_up_to_the_limit(total: float, k
     found = with_true_zeros(fn).log_prob(counts)
     expected = torch.tensor(by_hand, dtype=torch.float64)
     expected = expected.sum() if wrapper == "event" else expected
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=2e-8)
+    digits_lost = 1e-8 if total == 1e6 else 0.0  # the library's own, just below where ours begins
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 + digits_lost)
     found.sum().backward()
     assert bool(leaf.grad.isfinite())
 
