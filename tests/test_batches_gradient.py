@@ -9,9 +9,9 @@ import torch
 from batch_cases import agree, data, run
 from pyro.distributions.constraints import positive, simplex
 from shared.rows import chains
-from test_batches_regressions import STEPS, N, coefficients, waits
+from test_batches_regressions import STEPS, coefficients, waits
 
-from pyro_em import EM, GradientMStep, fit
+from pyro_em import GradientMStep
 from pyro_em.em import shares
 
 f64 = partial(torch.tensor, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_batches_with_weights():
     x, weights = data(), 1.0 + (torch.arange(60) % 3)
     whole = run(clamped, x, weights=weights, **STEPS)
     agree(run(clamped, x, weights=weights, batch_size=16, **STEPS), whole)
-    agree(run(clamped, x.repeat_interleave(1 + torch.arange(60) % 3), batch_size=16, **STEPS), whole, atol=1e-7)
+    agree(run(clamped, x.repeat_interleave(1 + torch.arange(60) % 3), batch_size=16, **STEPS), whole)
 
 
 def plates(x):
@@ -163,37 +163,3 @@ def test_a_prior_counts_once():
 def test_chains_all_by_the_gradient():
     x, steps = data(dims=4), {"m_step": GradientMStep(), "max_steps": 3, "tol": 0}
     agree(run(chains, x, batch_size=16, **steps), run(chains, x, **steps))
-
-
-# Networks -------------------------------------------------------------------------------------------------
-
-
-def experts(x, y):
-    """Who answers is decided by a network, which only gradients can move."""
-    slopes, levels = coefficients()
-    weights, out = pyro.param("hidden", f64([0.7, -0.4, 0.2])), pyro.param("out", f64([0.5, -0.3, 0.9]))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(logits=torch.tanh(x.unsqueeze(-1) * weights) @ out)).long()
-        pyro.sample("y", dist.Normal(levels[z] + slopes[z] * x, 0.7), obs=y)
-
-
-@pytest.mark.parametrize("size", [15, N])
-def test_a_network_in_batches_climbs_by_the_same_gradients(size):
-    """Rounding does not bend the path of Adam. That of L-BFGS it does, after a while: twenty updates of a network in
-    each M-step multiply a last digit by hundreds.
-    """
-    adam = GradientMStep(partial(torch.optim.Adam, lr=0.02), num_steps=2)
-    for m_step, steps in ((adam, STEPS), (None, {"max_steps": 4, "tol": 0})):
-        found, whole = (run(experts, *waits(), m_step=m_step, **b, **steps) for b in ({"batch_size": size}, {}))
-        assert found.history.objective.tolist() == pytest.approx(whole.history.objective.tolist(), abs=1e-8)
-        assert found.explain().equals(whole.explain())
-
-
-def test_short_updates_of_a_network_end_alike():
-    """Five updates an M-step leave rounding where it is."""
-    short = GradientMStep(partial(torch.optim.LBFGS, max_iter=5, line_search_fn="strong_wolfe"))
-    found, whole = (
-        fit(experts, *waits(), strategy=EM(m_step=short, **b, **STEPS), progress=False)
-        for b in ({"batch_size": 15}, {})
-    )
-    agree(found, whole)

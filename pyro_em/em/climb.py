@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_em.em.rounded import Rounded
 from pyro_em.errors import ModelError
 
 __all__ = ["Climber", "Counted", "climb", "only", "raise_unless_outside"]
@@ -19,6 +20,7 @@ class Climber(Protocol):
     """An optimiser of parameters that it was made for."""
 
     torch: torch.optim.Optimizer
+    leaves: Sequence[Tensor]
 
     def step(self, closure: Callable[[], Any]) -> None:
         """Update as often as it calls ``closure``, which leaves gradients in the parameters."""
@@ -62,6 +64,7 @@ class Counted:
 
 def climb(q: Callable[[], Tensor], optimizer: Climber, num_steps: int) -> float:
     """Update the optimiser's leaves ``num_steps`` times; ``q`` where they end."""
+    shown = Rounded(optimizer.leaves) if _magnifies(optimizer) else Tensor.detach
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -72,8 +75,8 @@ def climb(q: Callable[[], Tensor], optimizer: Climber, num_steps: int) -> float:
                     loss.backward()
         except ValueError as error:
             raise_unless_outside(error)
-            return torch.tensor(math.inf)  # the line search steps back
-        return loss.detach()
+            return _wall(optimizer)
+        return shown(loss.detach()) if bool(loss.isfinite()) else _wall(optimizer)
 
     for _ in range(num_steps):
         optimizer.step(closure)
@@ -84,6 +87,22 @@ def climb(q: Callable[[], Tensor], optimizer: Climber, num_steps: int) -> float:
     except ValueError as error:
         raise_unless_outside(error)
         return -math.inf
+
+
+def _wall(optimizer: Climber) -> Tensor:
+    """What is shown where the function is not defined: a line search halves its step there, if it knows no slope, while
+    it would interpolate towards one, and go on past a loss that is not a number.
+    """
+    optimizer.zero_grad()
+    if isinstance(optimizer.torch, torch.optim.LBFGS):
+        for leaf in optimizer.leaves:
+            leaf.grad = torch.full_like(leaf, math.nan)
+    return torch.tensor(math.inf)
+
+
+def _magnifies(optimizer: Climber) -> bool:
+    """Whether a rounding error in its first step may be seen in its last; in coarser dtypes there is no help."""
+    return isinstance(optimizer.torch, torch.optim.LBFGS) and all(p.dtype == torch.float64 for p in optimizer.leaves)
 
 
 def raise_unless_outside(error: ValueError) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_em.em.rounded import to_bits
 from pyro_em.optim import Optimizer, OptimizerSpec
 
 __all__ = ["MANY", "InUnits", "are_uneven", "flat", "look"]
@@ -22,6 +23,7 @@ WIDTHS = 6  # tries to find a step over which the slope is a line, each a hundre
 BENT = 0.1  # of the change of slope, that it may miss a line by
 LARGEST = 100.0  # unit, in a parameter's own: where a network is saturated there is no curvature, nor anything to find
 UNEVEN = 100.0  # ratio of steps
+CERTAIN = 14  # bits of a curvature, which is a difference over a step of a ten thousandth
 FLATTEST = 1e-3  # curvature, of the largest, that one look trusts; a valley flatter than that is seen by the next
 
 Slope = Callable[[], Tensor | None]
@@ -80,9 +82,10 @@ def _bend(slope: Slope, leaves: Sequence[Tensor], here: Tensor, units: Tensor, s
 def _inverse_root(bends: Tensor, least: Tensor) -> Tensor:
     """R with R' (|H| + least) R = 1, but for what is too flat to tell."""
     hessian = (bends + bends.T) / 2
-    own = (hessian.diagonal().abs() + least.diagonal()).sqrt()
+    own = (hessian.diagonal().abs() + least.diagonal()).sqrt().log2().round().exp2()
     scale = own.unsqueeze(-1) * own
-    values, vectors = torch.linalg.eigh(hessian / scale)
+    hessian = hessian / scale
+    values, vectors = torch.linalg.eigh(to_bits(hessian, torch.ones_like(hessian), CERTAIN))
     values = values.abs()
     curved = (vectors * values.clamp_min(FLATTEST * values.amax())) @ vectors.T + least / scale
     factor, failed = torch.linalg.cholesky_ex(curved)
@@ -106,7 +109,7 @@ class InUnits:
     """
 
     def __init__(self, spec: OptimizerSpec, leaves: Sequence[Tensor], units: Tensor) -> None:
-        self._leaves, self._units, self._base = leaves, units, flat(leaves)
+        self.leaves, self._units, self._base = leaves, units, flat(leaves)
         self._steps = torch.zeros_like(self._base).requires_grad_(True)
         self._inner = Optimizer(spec, {"": self._steps})
         self.torch = self._inner.torch
@@ -117,7 +120,7 @@ class InUnits:
         def moved() -> Tensor:
             self._move()
             loss = closure()
-            parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
+            parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.leaves]
             self._steps.grad = self._units.T @ flat(parts)
             return loss
 
@@ -130,8 +133,8 @@ class InUnits:
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        for leaf in self._leaves:
+        for leaf in self.leaves:
             leaf.grad = None
 
     def _move(self) -> None:
-        _put(self._leaves, self._base + self._units @ self._steps.detach())
+        _put(self.leaves, self._base + self._units @ self._steps.detach())
