@@ -96,6 +96,14 @@ def test_gains_are_counted_from_the_best_point() -> None:
     assert found[3] - found[2] == pytest.approx(-0.01, abs=0.1 * 0.1 * 2**-GAIN)
 
 
+def test_a_loss_beyond_all_slopes() -> None:
+    leaf = f64([0.0]).requires_grad_(True)
+    shown = Rounded([leaf])
+    show(shown, leaf, f64([0.0]), 1.0, f64([-1.0]))
+    assert show(shown, leaf, f64([1e200]), 1e300, f64([1e200]))[0] == 1e300
+    assert show(shown, leaf, f64([1.0]), 0.5, f64([0.0]))[0] == -0.5
+
+
 def test_slopes_have_digits_from_the_first_on() -> None:
     leaf = f64([0.0, 0.0, 0.0]).requires_grad_(True)
     shown, first, second = Rounded([leaf]), f64([1 / 3, 100 / 3, 0.0]), f64([1e-3, -1e9 / 7, 1e-9 / 3])

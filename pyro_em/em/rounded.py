@@ -1,11 +1,12 @@
 """What every order of summation agrees on: the leading digits of a function and of its gradient.
 
 A sum over batches differs from the sum over all data in its last digits. On the way of L-BFGS over a network such a
-difference grows tenfold in every iteration or so, until the two fits have no digit in common. What an optimiser sees is
+difference grows tenfold in every iteration or so, until two fits have no digit in common. What an optimiser sees is
 therefore rounded, to more digits than a step can use and far fewer than are certain (as sums are made reproducible, by
 Demmel & Nguyen 2013, "Fast reproducible floating-point summation", who round terms beforehand). Then both see the same
-numbers, and take the same steps to the last digit, unless a number is within its uncertainty of half a unit: that
-happens about once in a hundred million numbers.
+numbers and take the same steps, to the last digit, unless a number lies so near to the middle between two multiples
+that its error decides. That happens to about one derivative in ten million, or in one of some hundred fits of a small
+network.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 
 __all__ = ["Rounded", "to_bits"]
 
-LEFT = 8  # bits, of which each derivative has some: else they are counted anew, from where the climb has come to
-SLOPE = 20  # bits of each derivative, counted from where the climb began: one of 1e6 times its noise is still certain
-GAIN = 14  # bits of a gain, counted from what the slopes promised
-LOSS = 36  # bits of the loss: a gain that is smaller than that is told by the slopes alone
+SLOPE = 20  # bits of a derivative, counted from its size where the climb began, or from its own if that is larger
+LEFT = 8  # of them: once no derivative has more, they are counted anew, from the best point so far
+GAIN = 14  # bits of a gain, counted from what slopes promised
+LOSS = 36  # bits of the loss; what a gain has below them is told by slopes alone
 
 
 class _Point(NamedTuple):
@@ -34,8 +35,9 @@ class _Point(NamedTuple):
 class Rounded:
     """A loss and its gradient, of which a climb is shown the leading digits.
 
-    Gains are rounded as they come, from the best point so far to a new one: as parts of the loss itself, near the end
-    of a climb, they would have no digits left. The loss is thus shown from zero on.
+    The loss is shown as the sum of gains, from zero on. Each is taken from the best point so far to a new one, by the
+    trapezoid rule on the slopes between them, and corrected by the losses as far as these are certain: digits of the
+    loss itself, near the end of a climb, would be none of a gain.
 
     Args:
         leaves: float64; parameters in a coarser dtype leave no digits to round.
@@ -47,7 +49,7 @@ class Rounded:
         self._best: _Point | None = None
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """What to show for the loss at the leaves' values; rounds the gradients in them."""
+        """What to show for a finite loss at the leaves' values; rounds the gradients in them."""
         slopes = torch.cat([_slope(leaf) for leaf in self._leaves])
         if not slopes.isfinite().all():
             return loss if self._best is None else self._best.shown + loss - self._best.loss
@@ -73,7 +75,7 @@ class Rounded:
         ends = torch.stack([best.slopes @ step, slopes @ step])
         by_slopes, size = ends.mean(), torch.maximum(ends.abs().amax(), best.loss.abs() * 2.0 ** (GAIN - LOSS))
         change = by_slopes + to_bits(loss - best.loss - by_slopes, size, GAIN)
-        shown = best.shown + change
+        shown = best.shown + torch.where(change.isfinite(), change, loss - best.loss)
         if change < 0:
             self._best = _Point(at, slopes, loss, shown)
         return shown
