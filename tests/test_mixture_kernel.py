@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_em.compiled import sweep
 from pyro_em.compiled.mixture_kernel import _logarithm as logarithm
-from pyro_em.compiled.mixture_kernel import add_rows
+from pyro_em.compiled.mixture_kernel import add_rows, soften
 from pyro_em.compiled.sweep import POWERS, Sweep
 
 ONE = np.ones(1)
@@ -50,6 +50,30 @@ def test_sums_are_those_of_tensor_operations(num, width, states, dtype, powers):
     work, origin = case(num, width, states, dtype, powers), np.linspace(-0.5, 0.7, width)
     found, expected = by_kernel(*work, origin=origin), by_tensors(*work, origin=origin)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, check_dtype=False)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("states", [1, 3, 40])
+@pytest.mark.parametrize("num", [1, 127, 128, 129, 1000])
+def test_posteriors_in_place_of_log_densities(num, states, weighted):
+    generator = torch.Generator().manual_seed(num)
+    logs = 300 * torch.randn(states, num, generator=generator, dtype=torch.float64)
+    logs[1:, ::5], logs[:, ::7] = -torch.inf, logs[:, ::7] - 1e30
+    weights = torch.rand(num, generator=generator, dtype=torch.float64) if weighted else torch.ones(1).double()
+    found = logs.clone()
+    evidence, squares = soften(found.numpy(), weights.numpy())
+    torch.testing.assert_close(found, logs.softmax(0) * weights, rtol=1e-13, atol=1e-300)
+    terms = logs.logsumexp(0)
+    assert evidence == pytest.approx(float((terms * weights).sum()), rel=1e-13)
+    assert squares == pytest.approx(float(terms.dot(terms)), rel=1e-13)
+
+
+def test_data_without_density_under_any_state():
+    """As by tensor operations, they are not a number, and leave their neighbours alone."""
+    logs = torch.zeros(2, 3, dtype=torch.float64)
+    logs[:, 1] = -torch.inf
+    evidence, _ = soften(logs.numpy(), ONE)
+    assert math.isnan(evidence) and logs.isnan().any(0).tolist() == [False, True, False]
 
 
 def test_tiles_of_many_states_are_whole():

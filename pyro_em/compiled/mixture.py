@@ -16,6 +16,7 @@ from pyro_em.compiled.constant import Constant
 from pyro_em.compiled.desk import Desk
 from pyro_em.compiled.factor import TensorFactor
 from pyro_em.compiled.flat import Flat
+from pyro_em.compiled.mixture_kernel import soften
 from pyro_em.compiled.point import AnyFactor, Point, Tally
 from pyro_em.compiled.sweep import KEEP, Sweep
 
@@ -115,24 +116,15 @@ class Mixture:
             )
             for f in self.general:
                 logs += point.table(f, rows).T.to(self.dtype)
-            top = logs.amax(0)
-            posterior = logs.sub_(top)
-            posterior = (posterior.clamp_min_(UNDERFLOW) if clamp else posterior).exp_()
-            total = posterior.sum(0)
-            terms = total.log().add_(top).to(torch.float64)
-            squares += float(terms.dot(terms))
-            if self.weights is not None:
-                terms = terms * self.weights[rows]
-                posterior *= self.weights[rows].to(self.dtype) / total
-            else:
-                posterior /= total
-            evidence += float(terms.sum())
+            weights = ONES if self.weights is None else self.weights[rows]
+            posterior, own, square = _softened(logs, weights, clamp)
+            evidence, squares = evidence + own, squares + square
             if self.flat.factors:
                 sums += posterior @ block
             counts += posterior.sum(1)
             for f in self.general:
-                own = posterior.T.to(torch.float64)
-                tally.add(f, own if self.scale == 1.0 else own * self.scale, rows)
+                shares = posterior.T.to(torch.float64)
+                tally.add(f, shares if self.scale == 1.0 else shares * self.scale, rows)
         return MixtureTotals(evidence, squares)
 
     def _coefficients(self, point: Point, states: int) -> tuple[Tensor, Tensor]:
@@ -146,3 +138,21 @@ class Mixture:
         self.flat.collect(sums, counts, stats)
         for c in self.constants:
             c.count(counts, stats)
+
+
+def _softened(logs: Tensor, weights: Tensor, clamp: bool) -> tuple[Tensor, float, float]:
+    """Weighted posteriors (K, rows) in place of log densities, log evidence, and its squared terms.
+
+    Args:
+        weights: of the rows, or one of all, float64.
+        clamp: whether to keep exponentials from underflow.
+    """
+    if logs.dtype == torch.float64:
+        return logs, *soften(logs.numpy(), weights.numpy())
+    top = logs.amax(0)
+    posterior = logs.sub_(top)
+    posterior = (posterior.clamp_min_(UNDERFLOW) if clamp else posterior).exp_()
+    total = posterior.sum(0)
+    terms = total.log().add_(top).to(torch.float64)
+    posterior *= weights.to(logs.dtype) / total
+    return posterior, float((terms * weights).sum()), float(terms.dot(terms))

@@ -14,7 +14,7 @@ from numba import njit
 
 from pyro_em.chains.potentials import LOG2_HIGH, LOG2_LOW, Array, bits_of, exponentiate, from_bits
 
-__all__ = ["add_rows"]
+__all__ = ["add_rows", "soften"]
 
 ROOM = 4096  # numbers of a tile, which leave room for others in a cache of 48 KB
 LEAST, MOST = 32, 128  # data of a tile
@@ -121,6 +121,58 @@ def _add_terms(terms: Array, weights: Array) -> tuple[float, float]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _close(top: Array, total: Array, weights: Array, start: int, terms: Array, scale: Array) -> tuple[float, float]:
+    """Log evidence of a tile from `start` on, and its squared terms; `scale` then makes exponentials posteriors."""
+    terms[:] = total
+    _logarithm(terms)
+    for r in range(terms.size):
+        terms[r] += top[r]
+        scale[r] = weights[start + r] if weights.size > 1 else weights[0]
+    found = _add_terms(terms, scale)
+    for r in range(terms.size):
+        scale[r] /= total[r]
+    return found
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _exponentials(logs: Array, start: int, top: Array, total: Array) -> None:
+    """Replace a tile of log densities by exponentials of them less the largest of each datum, and add these up."""
+    stop = start + top.size
+    for k in range(len(logs)):
+        row = logs[k, start:stop]
+        for r in range(top.size):
+            top[r] = row[r] if k == 0 or row[r] > top[r] else top[r]
+    total[:] = 0.0
+    for k in range(len(logs)):
+        row = logs[k, start:stop]
+        for r in range(top.size):
+            row[r] -= top[r]
+        exponentiate(row)
+        for r in range(top.size):
+            total[r] += row[r]
+
+
+@njit(cache=True, nogil=True)
+def soften(logs: Array, weights: Array) -> tuple[float, float]:
+    """Replace log densities (K, n) by weighted posteriors; log evidence and its squared terms.
+
+    `weights` has shape (n,), or (1,) where all data count alike.
+    """
+    states, num = logs.shape
+    top, total, terms, scale = np.empty(MOST), np.empty(MOST), np.empty(MOST), np.empty(MOST)
+    evidence, squares = 0.0, 0.0
+    for start in range(0, num, MOST):
+        count = min(MOST, num - start)
+        _exponentials(logs, start, top[:count], total[:count])
+        own, square = _close(top[:count], total[:count], weights, start, terms[:count], scale[:count])
+        evidence, squares = evidence + own, squares + square
+        for k in range(states):
+            for r in range(count):
+                logs[k, start + r] *= scale[r]
+    return evidence, squares
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def add_rows(
     data: Array,
     origin: Array,
@@ -154,14 +206,7 @@ def add_rows(
         for k in range(states):
             for r in range(count):
                 total[r] += posterior[k, r]
-        terms[:] = total
-        _logarithm(terms[:count])
-        for r in range(count):
-            terms[r] += top[r]
-            scale[r] = weights[start + r] if weights.size > 1 else weights[0]
-        own, square = _add_terms(terms[:count], scale[:count])
+        own, square = _close(top[:count], total[:count], weights, start, terms[:count], scale[:count])
         evidence, squares = evidence + own, squares + square
-        for r in range(count):
-            scale[r] /= total[r]
         _add_posterior(features, posterior, scale[:count], sums, counts)
     return evidence, squares
