@@ -34,7 +34,8 @@ class GradientMStep:
         optim: a ``pyro.optim`` object, or a callable that makes a torch optimiser from parameters, such as
             ``partial(torch.optim.Adam, lr=1e-2)``. Default: L-BFGS with a strong-Wolfe line search, at most 20
             iterations, of at most 64 parameters in units in which Q curves alike in all directions; where Q must be
-            maximised to the last digit, pass one with a larger ``max_iter``.
+            maximised to the last digit, pass one with a larger ``max_iter``. L-BFGS over float64 parameters is shown as
+            many digits as no order of summation changes (see :mod:`pyro_em.em.rounded`).
         num_steps: optimiser updates per M-step.
 
     Raises:
