@@ -47,6 +47,19 @@ def test_a_second_look_sees_what_the_first_could_not_trust() -> None:
     assert conditions[0] > 1e13 and conditions[1] > 10 and conditions[2] < 3
 
 
+def test_errors_in_the_last_digits_of_slopes_do_not_change_units() -> None:
+    found = []
+    for seed in range(4):
+        leaves, generator = [f64([0.3, -2.0, 0.5])], torch.Generator().manual_seed(seed)
+        exact = slope_of(CURVED, leaves, f64([1.0, -1.0, 0.0]))
+
+        def slope(exact: Callable[[], Tensor] = exact, generator: torch.Generator = generator) -> Tensor:
+            return exact() + 1e-14 * torch.randn(3, generator=generator, dtype=torch.float64)
+
+        found.append(look(slope, leaves, look(slope, leaves, own(3))))
+    assert all(torch.equal(units, found[0]) for units in found)
+
+
 def test_a_slope_that_is_nowhere_or_flat_leaves_units_within_bounds() -> None:
     leaves = [f64([0.5, 0.5])]
     assert torch.equal(look(lambda: None, leaves, own(2)), own(2))

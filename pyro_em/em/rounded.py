@@ -49,7 +49,7 @@ class Rounded:
         self._best: _Point | None = None
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """What to show for a finite loss at the leaves' values; rounds the gradients in them."""
+        """What to show for a finite loss, a scalar in nats, at the leaves' values; rounds the gradients in them."""
         slopes = torch.cat([_slope(leaf) for leaf in self._leaves])
         if not slopes.isfinite().all():
             return loss if self._best is None else self._best.shown + loss - self._best.loss
@@ -82,7 +82,9 @@ class Rounded:
 
 
 def to_bits(values: Tensor, sizes: Tensor, bits: int) -> Tensor:
-    """Values rounded to multiples of the power of two that is ``bits`` bits below their sizes, if there is one."""
+    """Values rounded to multiples of the power of two that is ``bits`` bits below their sizes, if there is one; all of
+    one shape.
+    """
     unit = torch.exp2(sizes.log2().ceil() - bits)
     return torch.where(unit > 0, (values / unit).round() * unit, values)
 
